@@ -1,0 +1,124 @@
+"""Names and small values that cross a wire: headers, ports, the request's fields and their rules. No I/O."""
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fourfold.errors import InvalidParameterError, ValidationError
+
+PIPELINE: Final = "upscale"
+UPSCALE_CAPABILITY: Final = 30
+
+# Livepeer's headers (seam 2).
+SEGMENT_HEADER: Final = "Livepeer-Segment"
+PAYMENT_HEADER: Final = "Livepeer-Payment"
+AI_WORKER_PROTOCOL: Final = "Livepeer-AI-Worker-1.0"
+
+# Ours. A Livepeer peer never sends the first; its absence always gives Livepeer's behaviour.
+PROTOCOL_HEADER: Final = "Fourfold-Protocol"
+PROTOCOL_VERSION: Final = "1"
+JOB_HEADER: Final = "Fourfold-Job"
+SEED_HEADER: Final = "Fourfold-Seed"
+NSFW_HEADER: Final = "Fourfold-Nsfw"
+SAFETY_HEADER: Final = "Fourfold-Safety"
+ERROR_HEADER: Final = "Fourfold-Error"
+MODEL_HEADER: Final = "Fourfold-Model"
+INPUT_PIXELS_HEADER: Final = "Fourfold-Input-Pixels"
+FEE_HEADER: Final = "Fourfold-Fee-Wei"
+DURATION_HEADER: Final = "Fourfold-Duration-Ms"
+REQUEST_ID_HEADER: Final = "X-Request-ID"
+
+SAFETY_CLEAN: Final = "clean"
+SAFETY_FLAGGED: Final = "flagged"
+SAFETY_NOT_CHECKED: Final = "not-checked"
+
+#: JavaScript clients reject larger integers (2^53 - 1).
+MAX_WIRE_SEED: Final = 2**53 - 1
+
+_DECIMAL: Final = re.compile(r"[+-]?[0-9]{1,30}\Z")
+_TRUE: Final = frozenset({"true", "1", "t", "yes", "y", "on"})
+_FALSE: Final = frozenset({"false", "0", "f", "no", "n", "off"})
+_JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class UpscaleFields:
+    """The text fields of ``POST /upscale``, as the client meant them."""
+
+    model_id: str  #: "" = the receiver's default
+    prompt: str
+    safety_check: bool
+    seed: int | None  #: None = draw one; 0 is a seed
+    num_inference_steps: int | None
+
+    def to_form(self) -> dict[str, str]:
+        """Return the fields as form values, in Livepeer's order; absent ones stay absent."""
+        form = {"prompt": self.prompt, "model_id": self.model_id}
+        form["safety_check"] = "true" if self.safety_check else "false"
+        if self.seed is not None:
+            form["seed"] = str(self.seed)
+        if self.num_inference_steps is not None:
+            form["num_inference_steps"] = str(self.num_inference_steps)
+        return form
+
+
+def parse_fields(form: Mapping[str, str], *, max_prompt_chars: int, max_steps: int) -> UpscaleFields:
+    """Read the request's fields; empty optional ones count as absent, unknown ones are ignored.
+
+    Raises:
+        ValidationError: a number or a boolean is malformed.
+        InvalidParameterError: a value is well-formed but outside its range.
+    """
+    prompt = form.get("prompt", "")
+    safety_text = form.get("safety_check", "").strip().lower()
+    seed = _integer(form, "seed")
+    steps = _integer(form, "num_inference_steps")
+    if safety_text and safety_text not in _TRUE | _FALSE:
+        raise ValidationError(
+            "Input should be a valid boolean: true or false", field="safety_check", kind="bool_parsing"
+        )
+    if len(prompt) > max_prompt_chars:
+        raise InvalidParameterError(f"prompt may have {max_prompt_chars} characters, got {len(prompt)}; shorten it")
+    if seed is not None and not 0 <= seed <= MAX_WIRE_SEED:
+        raise InvalidParameterError(f"seed must be from 0 to {MAX_WIRE_SEED} (2^53 - 1), got {seed}")
+    if steps is not None and not 1 <= steps <= max_steps:
+        raise InvalidParameterError(f"num_inference_steps must be from 1 to {max_steps}, got {steps}")
+    return UpscaleFields(
+        model_id=form.get("model_id", "").strip(),
+        prompt=prompt,
+        safety_check=safety_text not in _FALSE,
+        seed=seed,
+        num_inference_steps=steps,
+    )
+
+
+def _integer(form: Mapping[str, str], name: str) -> int | None:
+    """Return the field as an integer, None where it is absent or empty."""
+    text = form.get(name, "").strip()
+    if not text:
+        return None
+    if not _DECIMAL.match(text):
+        raise ValidationError("Input should be a valid integer", field=name, kind="int_parsing")
+    return int(text)
+
+
+def check_job_id(text: str) -> str:
+    """Return *text* if it can be a job id: 1 to 64 of ``A-Z a-z 0-9 _ -``. Raises: ValidationError otherwise."""
+    if not _JOB_ID.match(text):
+        raise ValidationError("expected 1 to 64 characters of A-Z a-z 0-9 _ -", field=JOB_HEADER, kind="string_pattern")
+    return text
+
+
+def data_url(png: bytes) -> str:
+    """Return *png* as the data URL that Livepeer's peers expect of a worker."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def decode_data_url(url: str) -> bytes | None:
+    """Return the bytes of a base64 image data URL; None if *url* is none, ValueError if its base64 is broken."""
+    head, comma, payload = url.partition(",")
+    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+        return None
+    return base64.b64decode(payload, validate=True)
