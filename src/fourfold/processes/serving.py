@@ -1,0 +1,77 @@
+"""Serve an ASGI application on a socket that is bound before anything else starts.
+
+Hypercorn for every role: it is the one Python server that speaks HTTP/1.1 and HTTP/2 with trailers on one TLS port,
+which gRPC needs, and one server is easier to know than two.
+"""
+
+import asyncio
+import logging
+import socket
+from pathlib import Path
+from typing import Any, Final
+
+from hypercorn.asyncio.run import worker_serve
+from hypercorn.config import Config, Sockets
+from hypercorn.utils import wrap_app
+
+from fourfold.errors import ConfigError
+
+_BACKLOG: Final = 1024
+#: A payment of 600 tickets is about 64 KiB in base64; HTTP/2 counts names and 32 bytes for each header besides.
+_HEADER_BYTES: Final = 128 * 1024
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket bound to *host*:*port*, listening; port 0 takes a free one.
+
+    Raises: ConfigError if the address is in use or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as exc:
+        sock.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {exc.strerror}; choose another with --port, 0 takes a free one"
+        ) from exc
+    return sock
+
+
+def authority(sock: socket.socket) -> str:
+    """Return ``host:port`` of a listening socket, as it stands in a URL."""
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def serve(
+    app: Any,
+    sock: socket.socket,
+    *,
+    stop: asyncio.Event,
+    drain_s: float,
+    tls: tuple[Path, Path] | None = None,
+) -> None:
+    """Serve *app* on *sock* until *stop* is set; then take no new connections and finish the open ones in *drain_s*.
+
+    Args: *tls*, the paths of certificate and key; without it plain HTTP.
+    """
+    config = Config()
+    config.backlog = _BACKLOG
+    config.graceful_timeout = drain_s
+    config.shutdown_timeout = drain_s
+    config.h11_max_incomplete_size = _HEADER_BYTES
+    config.h2_max_header_list_size = _HEADER_BYTES
+    config.keep_alive_timeout = 75
+    config.include_server_header = False
+    config.errorlog = logging.getLogger("fourfold.http")
+    config.accesslog = None
+    if tls is not None:
+        config.certfile, config.keyfile = str(tls[0]), str(tls[1])
+    sockets = Sockets([sock] if tls else [], [] if tls else [sock], [])
+    await worker_serve(
+        wrap_app(app, config.wsgi_max_body_size, "asgi"), config, sockets=sockets, shutdown_trigger=stop.wait
+    )
