@@ -1,17 +1,17 @@
 """One process at a time in a data folder."""
 
 import os
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
 from fourfold.errors import ConfigError
 
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
+if sys.platform == "win32":
     import msvcrt
+else:
+    import fcntl
 
 
 class FolderLock(AbstractContextManager["FolderLock"]):
@@ -29,10 +29,10 @@ class FolderLock(AbstractContextManager["FolderLock"]):
         except OSError as exc:
             raise ConfigError(f"cannot use the data folder {self._folder}: {exc.strerror}") from exc
         try:
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if sys.platform == "win32":
+                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
             else:
-                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             self._file.seek(0)
             holder = self._file.read(32).strip() or "unknown"

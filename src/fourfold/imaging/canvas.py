@@ -1,0 +1,94 @@
+"""Decoded pixels in a plain file, so that a picture of any size passes through processes of bounded memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourfold.errors import StorageFullError
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """A file of ``[height, width, 3]`` samples, row by row, in the machine's byte order."""
+
+    path: Path
+    width: int
+    height: int
+    bits: int = 8  #: of one sample: 8 or 16
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The samples' type: uint8 or uint16."""
+        return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
+
+    def read(self) -> NDArray[Any]:
+        """Return the pixels as a read-only memory map ``[height, width, 3]``."""
+        return np.memmap(self.path, self.dtype, "r", shape=(self.height, self.width, 3))
+
+    def write(self) -> "CanvasWriter":
+        """Make the file at its full size and return a writer for its regions."""
+        return CanvasWriter(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a pipe."""
+        return {"path": str(self.path), "width": self.width, "height": self.height, "bits": self.bits}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Rebuild what :meth:`to_json` gave."""
+        return cls(Path(values["path"]), values["width"], values["height"], values["bits"])
+
+
+class CanvasWriter:
+    """Writes regions straight to the file: a memory map would count every page of a gigapixel as ours."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        self._canvas = canvas
+        self._file: BinaryIO = canvas.path.open("w+b", buffering=0)
+        self._row_bytes = canvas.width * 3 * canvas.dtype.itemsize
+        self._file.truncate(self._row_bytes * canvas.height)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def put(self, x: int, y: int, pixels: NDArray[Any]) -> None:
+        """Write ``[h, w, 3]`` *pixels* with their upper left corner at *x*, *y*.
+
+        Raises:
+            ValueError: the region's type or place does not fit the canvas.
+            StorageFullError: the file cannot be written.
+        """
+        height, width, bands = pixels.shape
+        fits = 0 <= x <= self._canvas.width - width and 0 <= y <= self._canvas.height - height
+        if pixels.dtype != self._canvas.dtype or bands != 3 or not fits:
+            raise ValueError(
+                f"expected {self._canvas.dtype} [h, w, 3] inside {self._canvas.width} x {self._canvas.height}, "
+                f"got {pixels.dtype} {pixels.shape} at {x}, {y}"
+            )
+        data = memoryview(pixels.tobytes())
+        sample_bytes = 3 * pixels.dtype.itemsize
+        row = width * sample_bytes
+        try:
+            if width == self._canvas.width:
+                self._write(y * self._row_bytes, data)
+                return
+            for line in range(height):
+                self._write((y + line) * self._row_bytes + x * sample_bytes, data[line * row : (line + 1) * row])
+        except OSError as exc:
+            raise StorageFullError(f"the working folder cannot take the picture: {exc.strerror}") from exc
+
+    def close(self) -> None:
+        """Close the file; what was written stays."""
+        self._file.close()
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        self._file.seek(offset)
+        while data:
+            data = data[self._file.write(data) :]

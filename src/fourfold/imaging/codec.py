@@ -1,0 +1,117 @@
+"""The parent's side of the codec processes: a small pool, started ahead of time, each member killable."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any, Final, Self
+
+from fourfold.config import LimitSettings
+from fourfold.errors import BadResultError, FourfoldError, InvalidImageError, WorkerFailedError, error_for
+from fourfold.imaging.canvas import Canvas
+from fourfold.imaging.values import Header, Opened, Prepared, Recipe
+from fourfold.processes.child import Child, ChildDiedError
+
+log = logging.getLogger(__name__)
+
+_MEMORY_BYTES: Final = 2 * 2**30
+_MODULE: Final = "fourfold.imaging.server"
+
+
+class Codec:
+    """Decodes and encodes in processes of its own, off every event loop. Use as a context manager.
+
+    A picture that ends its process, or takes longer than *timeout_s*, is refused like any other damaged picture; the
+    process is replaced, and nobody else's picture suffers.
+    """
+
+    def __init__(self, *, processes: int = 1, timeout_s: float = 60.0, memory_bytes: int = _MEMORY_BYTES) -> None:
+        self._count = processes
+        self._timeout_s = timeout_s
+        self._memory_bytes = memory_bytes
+        self._idle: asyncio.Queue[Child | None] = asyncio.Queue()
+        self._children: set[Child] = set()
+        self._burials: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        try:
+            for child in await asyncio.gather(*(self._start() for _ in range(self._count))):
+                self._idle.put_nowait(child)
+        except ChildDiedError as exc:
+            await self.close()
+            raise WorkerFailedError(f"a codec process cannot start: {exc.reason}; its message stands above") from exc
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End every process and wait until they are gone."""
+        await asyncio.gather(*(child.close() for child in self._children), *self._burials)
+        self._children.clear()
+
+    async def inspect(self, source: Path, limits: LimitSettings) -> Header:
+        """Return what the header of *source* says. Raises: see ``imaging.formats.inspect``."""
+        return Header(**await self._ask("inspect", source=str(source), limits=limits.model_dump()))
+
+    async def prepare(self, source: Path, folder: Path, limits: LimitSettings) -> Prepared:
+        """Bring *source* to canonical form, encoded. Raises: see ``imaging.files.prepare``."""
+        done = await self._ask("prepare", source=str(source), folder=str(folder), limits=limits.model_dump())
+        return Prepared(Path(done["path"]), done["width"], done["height"], Recipe.from_json(done["recipe"]))
+
+    async def open_canvas(self, source: Path, folder: Path, limits: LimitSettings) -> Opened:
+        """Bring *source* to canonical form, decoded. Raises: see ``imaging.files.prepare``."""
+        done = await self._ask("open_canvas", source=str(source), folder=str(folder), limits=limits.model_dump())
+        return Opened(Canvas.from_json(done["canvas"]), Recipe.from_json(done["recipe"]))
+
+    async def encode(self, canvas: Canvas, recipe: Recipe, target: Path) -> None:
+        """Write *canvas* as a PNG. Raises: StorageFullError."""
+        await self._ask(
+            "encode", canvas=canvas.to_json(), recipe=recipe.to_json(), target=str(target), crash=WorkerFailedError
+        )
+
+    async def finish(self, source: Path, recipe: Recipe, target: Path) -> None:
+        """Put back onto the upscaled *source* what *recipe* took away. Raises: BadResultError, StorageFullError."""
+        await self._ask("finish", source=str(source), recipe=recipe.to_json(), target=str(target), crash=BadResultError)
+
+    async def verify(self, source: Path, width: int, height: int) -> None:
+        """Decode all of *source*. Raises: BadResultError if it is no sound picture of *width* x *height*."""
+        await self._ask("verify", source=str(source), width=width, height=height, crash=BadResultError)
+
+    async def _start(self) -> Child:
+        child = await Child.start(_MODULE, ["--memory-bytes", str(self._memory_bytes)], name="codec")
+        self._children.add(child)
+        await child.receive()  # ready
+        return child
+
+    def _bury(self, child: Child) -> None:
+        """Kill *child* and forget it; its end is awaited at the latest by :meth:`close`."""
+        child.kill()
+        burial = asyncio.create_task(child.close(), name="bury-codec")
+        self._burials.add(burial)
+        burial.add_done_callback(self._burials.discard)
+        self._children.discard(child)
+
+    async def _ask(self, op: str, *, crash: type[FourfoldError] = InvalidImageError, **request: Any) -> dict[str, Any]:
+        """Have one process do *op*; *crash* is the error if the process does not survive it."""
+        child = await self._idle.get()
+        sound = False
+        try:
+            if child is None:
+                child = await self._start()
+            async with asyncio.timeout(self._timeout_s):
+                await child.send({"op": op, **request})
+                reply = await child.receive()
+            sound = True
+        except (ChildDiedError, TimeoutError) as exc:
+            how = exc.reason if isinstance(exc, ChildDiedError) else f"took longer than {self._timeout_s:g} s"
+            log.warning("codec_died", extra={"op": op, "how": how})
+            raise crash(f"the picture cannot be processed: its codec process {how}") from exc
+        finally:
+            # A process that still works for a caller who was cancelled is as lost as a dead one.
+            if child is not None and not sound:
+                self._bury(child)
+            self._idle.put_nowait(child if sound else None)
+        if "error" in reply:
+            raise error_for(reply["error"], reply["message"], otherwise=crash)
+        result: dict[str, Any] = reply["ok"]
+        return result

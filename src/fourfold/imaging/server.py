@@ -1,0 +1,89 @@
+"""A codec process: ``python -m fourfold.imaging.server``. One request a line, one reply a line, until the pipe ends."""
+
+import argparse
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyvips
+
+from fourfold.config import LimitSettings
+from fourfold.errors import FourfoldError, OutOfMemoryError
+from fourfold.imaging import files, formats
+from fourfold.imaging.canvas import Canvas
+from fourfold.imaging.values import Recipe
+from fourfold.processes.inside import Pipe, limit_memory
+
+_Reply = dict[str, Any]
+
+
+def _inspect(request: Mapping[str, Any]) -> _Reply:
+    header = formats.inspect(Path(request["source"]), LimitSettings(**request["limits"]))
+    return {name: getattr(header, name) for name in header.__slots__}
+
+
+def _prepare(request: Mapping[str, Any]) -> _Reply:
+    source, folder = Path(request["source"]), Path(request["folder"])
+    done = files.prepare(source, folder, LimitSettings(**request["limits"]))
+    return {"path": str(done.path), "width": done.width, "height": done.height, "recipe": done.recipe.to_json()}
+
+
+def _open_canvas(request: Mapping[str, Any]) -> _Reply:
+    source, folder = Path(request["source"]), Path(request["folder"])
+    done = files.open_canvas(source, folder, LimitSettings(**request["limits"]))
+    return {"canvas": done.canvas.to_json(), "recipe": done.recipe.to_json()}
+
+
+def _encode(request: Mapping[str, Any]) -> _Reply:
+    canvas, recipe = Canvas.from_json(request["canvas"]), Recipe.from_json(request["recipe"])
+    files.encode(canvas, recipe, Path(request["target"]))
+    return {}
+
+
+def _finish(request: Mapping[str, Any]) -> _Reply:
+    files.finish(Path(request["source"]), Recipe.from_json(request["recipe"]), Path(request["target"]))
+    return {}
+
+
+def _verify(request: Mapping[str, Any]) -> _Reply:
+    files.verify(Path(request["source"]), request["width"], request["height"])
+    return {}
+
+
+OPERATIONS: Mapping[str, Callable[[Mapping[str, Any]], _Reply]] = {
+    "inspect": _inspect,
+    "prepare": _prepare,
+    "open_canvas": _open_canvas,
+    "encode": _encode,
+    "finish": _finish,
+    "verify": _verify,
+}
+
+
+def main() -> None:
+    """Answer requests until the parent is gone."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--memory-bytes", type=int, required=True)
+    limit_memory(parser.parse_args().memory_bytes)
+    # A codec answers one request at a time: libvips' cache would only hold files open, its threads steal the engine's.
+    pyvips.cache_set_max(0)
+    pyvips.concurrency_set(1)
+    pipe = Pipe()
+    pipe.send({"event": "ready"})
+    for request in pipe.receive():
+        reply: _Reply
+        try:
+            reply = {"ok": OPERATIONS[request["op"]](request)}
+        except FourfoldError as exc:
+            reply = {"error": exc.code, "message": exc.message}
+        except MemoryError:
+            reply = {"error": OutOfMemoryError.code, "message": "the picture needs more memory than a codec may take"}
+        except Exception as exc:  # noqa: BLE001  # the edge of the process: one picture must not end it
+            traceback.print_exc()
+            reply = {"error": "", "message": f"the codec failed: {type(exc).__name__}"}
+        pipe.send(reply)
+
+
+if __name__ == "__main__":
+    main()
