@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 try:
@@ -32,6 +32,11 @@ class Pipe:
         except OSError:
             os._exit(0)
 
+    @staticmethod
+    def leave() -> None:
+        """End this process now, whatever its other threads are doing."""
+        os._exit(0)
+
     def receive(self) -> Iterator[dict[str, Any]]:
         """Yield the parent's messages until it closes the pipe or dies."""
         for line in sys.stdin.buffer:
@@ -44,16 +49,3 @@ def limit_memory(max_bytes: int | None) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         wanted = max_bytes if hard == resource.RLIM_INFINITY else min(max_bytes, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
-
-
-def exit_with_parent(read: Callable[[], bytes], on_end: Callable[[], None]) -> threading.Thread:
-    """Call *on_end* from a thread of its own once *read* returns nothing: the parent has gone."""
-
-    def watch() -> None:
-        while read():
-            pass
-        on_end()
-
-    thread = threading.Thread(target=watch, name="parent-watch", daemon=True)
-    thread.start()
-    return thread

@@ -7,14 +7,17 @@ which gRPC needs, and one server is easier to know than two.
 import asyncio
 import logging
 import socket
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from hypercorn.asyncio.run import worker_serve
 from hypercorn.config import Config, Sockets
 from hypercorn.utils import wrap_app
 
-from fourfold.errors import ConfigError
+from fourfold.errors import CancelledByClientError, ConfigError
+
+_T = TypeVar("_T")
 
 _BACKLOG: Final = 1024
 #: A payment of 600 tickets is about 64 KiB in base64; HTTP/2 counts names and 32 bytes for each header besides.
@@ -75,3 +78,32 @@ async def serve(
     await worker_serve(
         wrap_app(app, config.wsgi_max_body_size, "asgi"), config, sockets=sockets, shutdown_trigger=stop.wait
     )
+
+
+async def unless_gone(receive: Callable[[], Awaitable[Any]], work: Coroutine[Any, Any, _T], *, name: str) -> _T:
+    """Return what *work* returns, but cancel it as soon as the client has gone.
+
+    Args: *receive*, the ASGI callable of a request whose body has been read. *name*, the task's.
+
+    Raises: CancelledByClientError once *work* has taken notice of its cancellation; what *work* raises.
+    """
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    job = asyncio.create_task(work, name=name)
+    watch = asyncio.create_task(gone(), name=f"{name}-client")
+    try:
+        await asyncio.wait({job, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not job.done():
+            raise CancelledByClientError("the client closed the connection before the answer was ready")
+        return job.result()
+    except asyncio.CancelledError:
+        if job.cancelled():
+            raise CancelledByClientError("the job was cancelled") from None
+        raise
+    finally:
+        for task in (job, watch):
+            task.cancel()
+        await asyncio.gather(job, watch, return_exceptions=True)

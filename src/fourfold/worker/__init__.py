@@ -1,0 +1,1 @@
+"""One machine's devices: holds models, runs work orders, speaks the runner API."""

@@ -1,0 +1,224 @@
+"""The device's child process: ``python -m fourfold.worker.child``. Steps the engines, reads its pipe between steps.
+
+It may die at any moment, by a crash of a runtime, for want of memory or killed on purpose; its parent notices the end
+of the pipe and nothing outside this process is lost.
+"""
+
+import argparse
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from fourfold.engine.base import (
+    EngineEvent,
+    EngineJob,
+    JobDone,
+    JobFailed,
+    Precision,
+    Progress,
+    RegionDone,
+    UpscaleEngine,
+)
+from fourfold.engine.registry import load_engine
+from fourfold.engine.safety import SafetyClassifier
+from fourfold.engine.settings import EngineSettings, has_bf16
+from fourfold.errors import EngineCrashedError, FourfoldError
+from fourfold.imaging.canvas import CanvasWriter
+from fourfold.imaging.files import thumbnail
+from fourfold.processes.inside import Pipe, limit_memory
+from fourfold.worker import orders
+from fourfold.worker.orders import DeviceJob
+
+_THUMBNAIL_PX: Final = 512
+#: Python, numpy, libvips and the model runtime themselves, on top of the budget for models and tiles.
+_RUNTIME_BYTES: Final = 2**30
+
+
+class DeviceLoop:
+    """The engines of one device and the jobs in them. Lives on the child's main thread."""
+
+    def __init__(
+        self,
+        send: Callable[[Mapping[str, Any]], None],
+        settings: EngineSettings,
+        load: Callable[[str, EngineSettings], UpscaleEngine],
+        make_classifier: Callable[[], SafetyClassifier],
+    ) -> None:
+        self._send = send
+        self._settings = settings
+        self._load = load
+        self._make_classifier = make_classifier
+        self._classifier: SafetyClassifier | None = None
+        self._engines: dict[str, UpscaleEngine] = {}
+        self._jobs: dict[str, tuple[DeviceJob, CanvasWriter]] = {}
+        self._cancelled: set[str] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any engine has a job."""
+        return any(engine.busy for engine in self._engines.values())
+
+    def interrupt(self, job_id: str) -> None:
+        """Tell every engine to forget the job; may come from another thread while a step runs."""
+        for engine in list(self._engines.values()):
+            engine.cancel(job_id)
+
+    def obey(self, message: Mapping[str, Any]) -> None:
+        """Do what one line of the parent says."""
+        operation = message["op"]
+        if operation == orders.LOAD:
+            self._load_model(message["model_id"])
+        elif operation == orders.UNLOAD:
+            engine = self._engines.pop(message["model_id"], None)
+            if engine is not None:
+                engine.close()
+        elif operation == orders.RUN:
+            self._admit(DeviceJob.from_json(message["job"]))
+        elif operation == orders.CANCEL:
+            self.interrupt(message["job_id"])
+            self._forget(message["job_id"])
+
+    def step(self) -> None:
+        """Take one step of every engine that has a job.
+
+        A MemoryError ends the process: which job asked for too much is not known, and the runtime may be damaged.
+        """
+        for model_id, engine in self._engines.items():
+            if not engine.busy:
+                continue
+            try:
+                events = engine.step()
+            except FourfoldError as exc:
+                self._fail_all(model_id, exc)
+                continue
+            for event in events:
+                self._hand_on(event)
+
+    def _load_model(self, model_id: str) -> None:
+        started = time.monotonic()
+        try:
+            if model_id not in self._engines:
+                self._engines[model_id] = self._load(model_id, self._settings)
+        except FourfoldError as exc:
+            self._send({"event": orders.LOAD_FAILED, "model_id": model_id, "code": exc.code, "message": exc.message})
+        else:
+            self._send({"event": orders.LOADED, "model_id": model_id, "seconds": time.monotonic() - started})
+
+    def _admit(self, job: DeviceJob) -> None:
+        writer: CanvasWriter | None = None
+        try:
+            writer = job.target.write()
+            self._jobs[job.job_id] = job, writer
+            self._engines[job.model_id].admit(
+                EngineJob(
+                    job_id=job.job_id,
+                    image=job.source.read(),
+                    prompt=job.prompt,
+                    seed=job.seed,
+                    num_inference_steps=job.num_inference_steps,
+                    precision=Precision.FLOAT32 if job.float32 else Precision.AUTO,
+                )
+            )
+        except FourfoldError as exc:
+            self._fail(job.job_id, exc)
+        except OSError as exc:
+            self._fail(job.job_id, EngineCrashedError(f"the device cannot open the job's files: {exc.strerror}"))
+
+    def _hand_on(self, event: EngineEvent) -> None:
+        known = self._jobs.get(event.job_id)
+        if known is None:
+            return
+        job, writer = known
+        try:
+            if isinstance(event, RegionDone):
+                writer.put(event.x, event.y, event.pixels)
+            elif isinstance(event, Progress):
+                self._send({"event": orders.PROGRESS, "job_id": job.job_id, "done": event.done, "total": event.total})
+            elif isinstance(event, JobDone):
+                writer.close()
+                score = self._score(job) if job.safety_check else None
+                self._jobs.pop(job.job_id, None)
+                self._send({"event": orders.DONE, "job_id": job.job_id, "nsfw_score": score, "notes": event.notes})
+            elif isinstance(event, JobFailed):
+                self._fail(job.job_id, event.error)
+        except FourfoldError as exc:
+            self.interrupt(job.job_id)
+            self._fail(job.job_id, exc)
+
+    def _score(self, job: DeviceJob) -> float:
+        """Return how likely the finished picture is not safe for work."""
+        if self._classifier is None:
+            self._classifier = self._make_classifier()
+        return self._classifier.score(thumbnail(job.target, _THUMBNAIL_PX))
+
+    def _fail_all(self, model_id: str, error: FourfoldError) -> None:
+        for job, _ in list(self._jobs.values()):
+            if job.model_id == model_id:
+                self.interrupt(job.job_id)
+                self._fail(job.job_id, error)
+
+    def _fail(self, job_id: str, error: FourfoldError) -> None:
+        self._forget(job_id)
+        self._send({"event": orders.FAILED, "job_id": job_id, "code": error.code, "message": error.message})
+
+    def _forget(self, job_id: str) -> None:
+        _, writer = self._jobs.pop(job_id, (None, None))
+        if writer is not None:
+            writer.close()
+
+
+def run(pipe: Pipe, device: DeviceLoop) -> None:
+    """Obey and step until the parent is gone, which ends the process from the reading thread."""
+    inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def read() -> None:
+        for message in pipe.receive():
+            if message["op"] == orders.CANCEL:
+                device.interrupt(message["job_id"])  # at once: a running tile must not have to finish first
+            inbox.put(message)
+        Pipe.leave()  # the parent is gone; a step on the main thread may have minutes to go
+
+    threading.Thread(target=read, name="pipe", daemon=True).start()
+    while True:
+        try:
+            message = inbox.get(block=not device.busy)
+        except queue.Empty:
+            device.step()
+            continue
+        device.obey(message)
+
+
+def main() -> None:
+    """Run the device until the parent closes the pipe or is gone."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--float32", action="store_true")
+    parser.add_argument("--memory-bytes", type=int, required=True)
+    arguments = parser.parse_args()
+    limit_memory(arguments.memory_bytes + _RUNTIME_BYTES)
+    settings = EngineSettings(
+        threads=arguments.threads,
+        precision=Precision.FLOAT32 if arguments.float32 else Precision.AUTO,
+        memory_budget_bytes=arguments.memory_bytes,
+        has_bf16=has_bf16(),
+    )
+    pipe = Pipe()
+    device = DeviceLoop(
+        pipe.send,
+        settings,
+        lambda model_id, engine_settings: load_engine(model_id, settings=engine_settings),
+        lambda: SafetyClassifier(threads=arguments.threads),
+    )
+    pipe.send({"event": orders.READY})
+    try:
+        run(pipe, device)
+    except MemoryError:
+        traceback.print_exc()
+        raise SystemExit(orders.OUT_OF_MEMORY_STATUS) from None
+
+
+if __name__ == "__main__":
+    main()

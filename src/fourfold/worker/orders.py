@@ -1,0 +1,85 @@
+"""What passes between a worker and its device's child: orders in, events out, as plain values for a pipe."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from fourfold.imaging import Canvas
+
+# The child's events.
+READY: Final = "ready"
+LOADED: Final = "loaded"
+LOAD_FAILED: Final = "load_failed"
+PROGRESS: Final = "progress"
+DONE: Final = "done"
+FAILED: Final = "failed"
+# The parent's operations.
+LOAD: Final = "load"
+UNLOAD: Final = "unload"
+RUN: Final = "run"
+CANCEL: Final = "cancel"
+
+#: Exit status of a child that ran out of memory in a step.
+OUT_OF_MEMORY_STATUS: Final = 77
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceJob:
+    """One canvas to be upscaled onto another."""
+
+    job_id: str
+    model_id: str
+    source: Canvas
+    target: Canvas
+    prompt: str = ""
+    seed: int = 0
+    num_inference_steps: int | None = None
+    float32: bool = False  #: whatever the settings say
+    safety_check: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a pipe."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return values | {"source": self.source.to_json(), "target": self.target.to_json()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Rebuild what :meth:`to_json` gave."""
+        canvases = {name: Canvas.from_json(values[name]) for name in ("source", "target")}
+        return cls(**{name: canvases.get(name, values[name]) for name in cls.__slots__})
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceResult:
+    """How a job went on the device; its pixels are on the target canvas."""
+
+    nsfw_score: float | None  #: 0 .. 1, None where the picture was not checked
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkOrder:
+    """One picture to be upscaled, as a caller asks for it."""
+
+    job_id: str
+    source: Path  #: the encoded picture; whoever gives the order removes it
+    model_id: str
+    prompt: str = ""
+    seed: int = 0
+    num_inference_steps: int | None = None
+    safety_check: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Upscaled:
+    """A finished picture."""
+
+    path: Path  #: a PNG in the order's folder
+    model_id: str
+    width: int
+    height: int
+    input_pixels: int
+    seed: int
+    nsfw_score: float | None
+    stages_s: dict[str, float]  #: seconds of decode, wait, load, run, encode
+    notes: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,333 @@
+"""The parent's side of one device's child process: start, feed, watch, kill. Its death is an error, not an outage."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from fourfold.engine.base import EngineCard
+from fourfold.errors import (
+    DeadlineExceededError,
+    EngineCrashedError,
+    FourfoldError,
+    ModelUnavailableError,
+    NoCapacityError,
+    OutOfMemoryError,
+    error_for,
+)
+from fourfold.processes.child import Child, ChildDiedError
+from fourfold.telemetry import Metrics
+from fourfold.worker import orders
+from fourfold.worker.orders import DeviceJob, DeviceResult
+from fourfold.worker.residency import Resident, plan
+
+log = logging.getLogger(__name__)
+
+_MODULE: Final = "fourfold.worker.child"
+
+OnProgress = Callable[[int, int], None]
+"""Called with the steps done and their total."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLimits:
+    """What one device's child may use."""
+
+    threads: int
+    memory_bytes: int
+    float32: bool  #: never bf16
+    capacity: int  #: jobs at once
+    load_timeout_s: float
+    job_timeout_s: float
+
+
+@dataclass(slots=True)
+class _OpenJob:
+    """A job that the child holds."""
+
+    ended: asyncio.Future[DeviceResult]
+    on_progress: OnProgress
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """A model that the child holds."""
+
+    jobs: int = 0
+    last_used_s: float = field(default_factory=time.monotonic)
+
+
+class Device:
+    """One device. Use as a context manager: the child starts with it and is gone after it.
+
+    A crash fails every job in the child; each is then tried once more, alone in a new one, before anything is said
+    about its input.
+    """
+
+    def __init__(
+        self,
+        limits: DeviceLimits,
+        cards: Mapping[str, EngineCard],
+        *,
+        warm: tuple[str, ...] = (),
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._limits = limits
+        self._cards = cards
+        self._warm = warm
+        self._metrics = metrics
+        self._child: Child | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+        self._loading = asyncio.Lock()
+        self._slots = asyncio.Semaphore(limits.capacity)
+        self._alone = asyncio.Lock()
+        self._jobs: dict[str, _OpenJob] = {}
+        self._loaded: dict[str, _Loaded] = {}
+        self._loads: dict[str, asyncio.Future[float]] = {}
+        self._job_left = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+        self._failures: dict[str, FourfoldError] = {}
+        self._closing = False
+        self._starts = 0
+
+    async def __aenter__(self) -> Self:
+        self._warm_up_later()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Kill the child and wait for its end; open jobs fail."""
+        self._closing = True
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        child, reader = self._child, self._reader
+        if child is not None:
+            child.kill()
+            await child.close()
+        if reader is not None:
+            await reader
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, None while there is none."""
+        return self._child.pid if self._child is not None else None
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The models in memory now."""
+        return tuple(self._loaded)
+
+    @property
+    def running(self) -> int:
+        """Jobs in the child now."""
+        return len(self._jobs)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a warm model is not there yet, and may still come."""
+        return any(m not in self._loaded and m not in self._failures for m in self._warm)
+
+    @property
+    def failure(self) -> FourfoldError | None:
+        """Why a warm model is not there and will not come by itself; None where all is well."""
+        return next((self._failures[m] for m in self._warm if m in self._failures), None)
+
+    async def run(self, job: DeviceJob, on_progress: OnProgress = lambda _done, _total: None) -> DeviceResult:
+        """Have the child do *job*; its pixels are on the target canvas when this returns. Cancelling this frees it.
+
+        Raises:
+            ModelUnavailableError, OutOfMemoryError: the model cannot be loaded, or the job does not fit.
+            EngineCrashedError: the child died with the job, and again with the job alone.
+            DeadlineExceededError: it took longer than the limit, waiting included.
+        """
+        try:
+            async with asyncio.timeout(self._limits.job_timeout_s):
+                return await self._run_twice(job, on_progress)
+        except TimeoutError:
+            if self._child is not None and not self._jobs:
+                self._child.kill()  # hung, perhaps: nobody else loses by a new one
+            raise DeadlineExceededError(
+                f"the job took longer than {self._limits.job_timeout_s:g} s; send a smaller image"
+            ) from None
+
+    async def _run_twice(self, job: DeviceJob, on_progress: OnProgress) -> DeviceResult:
+        try:
+            async with self._slots:
+                return await self._attempt(job, on_progress)
+        except ChildDiedError as exc:
+            log.warning("device_died", extra={"job_id": job.job_id, "how": exc.reason, "next": "retry alone"})
+        try:
+            async with self._all_slots():
+                return await self._attempt(job, on_progress)
+        except ChildDiedError as exc:
+            kind = OutOfMemoryError if exc.returncode == orders.OUT_OF_MEMORY_STATUS else EngineCrashedError
+            raise kind(f"the device's process {exc.reason}, twice with this job") from exc
+
+    @asynccontextmanager
+    async def _all_slots(self) -> AsyncIterator[None]:
+        """Hold every slot, so that the job inside is alone."""
+        held = 0
+        async with self._alone:
+            try:
+                while held < self._limits.capacity:
+                    await self._slots.acquire()
+                    held += 1
+                yield
+            finally:
+                for _ in range(held):
+                    self._slots.release()
+
+    async def _attempt(self, job: DeviceJob, on_progress: OnProgress) -> DeviceResult:
+        """Run *job* once. Raises: ChildDiedError if the child dies meanwhile."""
+        child = await self._have_child()
+        model = await self._have_model(child, job.model_id)
+        model.jobs += 1
+        model.last_used_s = time.monotonic()
+        ended: asyncio.Future[DeviceResult] = asyncio.get_running_loop().create_future()
+        self._jobs[job.job_id] = _OpenJob(ended, on_progress)
+        try:
+            await child.send({"op": orders.RUN, "job": job.to_json()})
+            return await ended
+        except asyncio.CancelledError:
+            if child.alive and not self._closing:
+                await child.send({"op": orders.CANCEL, "job_id": job.job_id})
+            raise
+        finally:
+            self._jobs.pop(job.job_id, None)
+            model.jobs -= 1
+            self._job_left.set()
+
+    async def _have_child(self) -> Child:
+        """Return the living child, a new one where there is none."""
+        async with self._starting:
+            if self._child is not None and self._child.alive and self._reader and not self._reader.done():
+                return self._child
+            if self._reader is not None:
+                await self._reader  # so that nothing of the dead one is left when the new one starts
+            arguments = ["--threads", str(self._limits.threads), "--memory-bytes", str(self._limits.memory_bytes)]
+            arguments += ["--float32"] if self._limits.float32 else []
+            child = await Child.start(_MODULE, arguments, name="device")
+            try:
+                async with asyncio.timeout(self._limits.load_timeout_s):
+                    await child.receive()  # ready
+            except (TimeoutError, asyncio.CancelledError):
+                child.kill()
+                await child.close()
+                raise
+            self._starts += 1
+            if self._starts > 1 and self._metrics is not None:
+                self._metrics.restarts.labels(self._metrics.role, "device").inc()
+            self._child = child
+            self._reader = asyncio.create_task(self._read(child), name="device-reader")
+            return child
+
+    async def _have_model(self, child: Child, model_id: str) -> _Loaded:
+        """Return the resident model, loading it and letting others go as residency says."""
+        while True:
+            async with self._loading:
+                if model_id in self._loaded:
+                    return self._loaded[model_id]
+                self._job_left.clear()
+                try:
+                    todo = plan(
+                        model_id, self._bytes(model_id), self._residents(), budget_bytes=self._limits.memory_bytes
+                    )
+                except NoCapacityError:
+                    pass  # wait, below, without the lock, until a job has left
+                else:
+                    for leaving in todo.evict:
+                        self._loaded.pop(leaving, None)
+                        log.info("model_evicted", extra={"model_id": leaving, "for": model_id})
+                        await child.send({"op": orders.UNLOAD, "model_id": leaving})
+                    return await self._load(child, model_id)
+            await self._job_left.wait()
+
+    async def _load(self, child: Child, model_id: str) -> _Loaded:
+        loading: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._loads[model_id] = loading
+        try:
+            await child.send({"op": orders.LOAD, "model_id": model_id})
+            async with asyncio.timeout(self._limits.load_timeout_s):
+                seconds = await loading
+        except TimeoutError:
+            child.kill()
+            raise ModelUnavailableError(
+                f"{model_id} did not load within {self._limits.load_timeout_s:g} s; raise worker.load_timeout_s"
+            ) from None
+        finally:
+            self._loads.pop(model_id, None)
+        self._failures.pop(model_id, None)
+        log.info("model_loaded", extra={"model_id": model_id, "seconds": round(seconds, 3)})
+        if self._metrics is not None:
+            self._metrics.observe_stage("load", seconds, model_id=model_id)
+        return self._loaded.setdefault(model_id, _Loaded())
+
+    def _bytes(self, model_id: str) -> int:
+        card = self._cards[model_id]
+        return card.peak_bytes((card.core_px + 2 * card.margin_px) ** 2)
+
+    def _residents(self) -> list[Resident]:
+        return [
+            Resident(model_id, self._bytes(model_id), model_id in self._warm, model.jobs, model.last_used_s)
+            for model_id, model in self._loaded.items()
+        ]
+
+    async def _read(self, child: Child) -> None:
+        """Hand on the child's events until its pipe ends; then fail what it held."""
+        try:
+            while True:
+                self._take(await child.receive())
+        except ChildDiedError as exc:
+            if not self._closing:
+                log.warning("device_process_ended", extra={"how": exc.reason, "jobs": len(self._jobs)})
+            await child.close()
+            self._loaded.clear()
+            waiting: list[asyncio.Future[Any]] = [job.ended for job in self._jobs.values()]
+            for future in [*waiting, *self._loads.values()]:
+                if not future.done():
+                    future.set_exception(ChildDiedError(exc.reason, exc.returncode))
+            if not self._closing:
+                self._warm_up_later()
+
+    def _take(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind in (orders.LOADED, orders.LOAD_FAILED):
+            load = self._loads.get(event["model_id"])
+            if load is None or load.done():
+                return
+            if kind == orders.LOADED:
+                load.set_result(event["seconds"])
+            else:
+                load.set_exception(error_for(event["code"], event["message"], otherwise=ModelUnavailableError))
+            return
+        job = self._jobs.get(event.get("job_id", ""))
+        if job is None or job.ended.done():
+            return
+        if kind == orders.PROGRESS:
+            job.on_progress(event["done"], event["total"])
+        elif kind == orders.DONE:
+            job.ended.set_result(DeviceResult(event["nsfw_score"], event["notes"]))
+        elif kind == orders.FAILED:
+            job.ended.set_exception(error_for(event["code"], event["message"], otherwise=EngineCrashedError))
+
+    def _warm_up_later(self) -> None:
+        """Load the warm models in the background."""
+        task = asyncio.create_task(self._warm_up(), name="warm-up")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _warm_up(self) -> None:
+        for model_id in self._warm:
+            try:
+                await self._have_model(await self._have_child(), model_id)
+            except (FourfoldError, ChildDiedError, TimeoutError) as exc:
+                failure = exc if isinstance(exc, FourfoldError) else ModelUnavailableError(f"{model_id}: {exc}")
+                self._failures[model_id] = failure
+                log.error("model_load_failed", extra={"model_id": model_id, "code": failure.code, "why": str(failure)})
