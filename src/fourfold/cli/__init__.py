@@ -1,5 +1,5 @@
 """The command line: arguments, progress bars and exit codes; no logic."""
 
+from fourfold.cli.app import run
 
-def run() -> None:
-    """Run the command line."""
+__all__ = ["run"]

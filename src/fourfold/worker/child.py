@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fourfold.engine.base import (
     EngineEvent,
@@ -23,7 +23,6 @@ from fourfold.engine.base import (
     UpscaleEngine,
 )
 from fourfold.engine.registry import load_engine
-from fourfold.engine.safety import SafetyClassifier
 from fourfold.engine.settings import EngineSettings, has_bf16
 from fourfold.errors import EngineCrashedError, FourfoldError
 from fourfold.imaging.canvas import CanvasWriter
@@ -31,6 +30,9 @@ from fourfold.imaging.files import thumbnail
 from fourfold.processes.inside import Pipe, limit_memory
 from fourfold.worker import orders
 from fourfold.worker.orders import DeviceJob
+
+if TYPE_CHECKING:
+    from fourfold.engine.safety import SafetyClassifier
 
 _THUMBNAIL_PX: Final = 512
 #: Python, numpy, libvips and the model runtime themselves, on top of the budget for models and tiles.
@@ -45,13 +47,13 @@ class DeviceLoop:
         send: Callable[[Mapping[str, Any]], None],
         settings: EngineSettings,
         load: Callable[[str, EngineSettings], UpscaleEngine],
-        make_classifier: Callable[[], SafetyClassifier],
+        make_classifier: Callable[[], "SafetyClassifier"],
     ) -> None:
         self._send = send
         self._settings = settings
         self._load = load
         self._make_classifier = make_classifier
-        self._classifier: SafetyClassifier | None = None
+        self._classifier: "SafetyClassifier | None" = None
         self._engines: dict[str, UpscaleEngine] = {}
         self._jobs: dict[str, tuple[DeviceJob, CanvasWriter]] = {}
         self._cancelled: set[str] = set()
@@ -170,6 +172,13 @@ class DeviceLoop:
             writer.close()
 
 
+def _classifier(threads: int) -> "SafetyClassifier":
+    """Load the safety classifier; imported late, so that a worker whose callers never ask for it pays nothing."""
+    from fourfold.engine.safety import SafetyClassifier
+
+    return SafetyClassifier(threads=threads)
+
+
 def run(pipe: Pipe, device: DeviceLoop) -> None:
     """Obey and step until the parent is gone, which ends the process from the reading thread."""
     inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -210,7 +219,7 @@ def main() -> None:
         pipe.send,
         settings,
         lambda model_id, engine_settings: load_engine(model_id, settings=engine_settings),
-        lambda: SafetyClassifier(threads=arguments.threads),
+        lambda: _classifier(arguments.threads),
     )
     pipe.send({"event": orders.READY})
     try:
