@@ -1,4 +1,4 @@
-"""Results in a local folder: ``<root>/<group>/<name>.png``, gone after their time, the oldest first when room is short."""
+"""Results in a folder, ``<root>/<group>/<name>.png``: gone after their time, the oldest first if room is short."""
 
 import asyncio
 import logging
@@ -8,6 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -21,10 +22,16 @@ _NAME: Final = re.compile(r"[0-9a-f]{32}\.png\Z")
 _RANDOM_BYTES: Final = 16
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    stored_at: float  #: seconds since the epoch; also the file's modification time
+    bytes: int
+
+
 class FilesystemStore:
     """A bounded folder of results. What an earlier process left there is still served until its time is up.
 
-    A file's modification time is the moment it was stored; ages come from *wall_clock*, seconds since the epoch.
+    Only one process may write to *root*. *wall_clock* gives seconds since the epoch.
     """
 
     def __init__(
@@ -36,6 +43,8 @@ class FilesystemStore:
         self._clock = wall_clock
         self._lock = asyncio.Lock()
         root.mkdir(parents=True, exist_ok=True)
+        self._entries = self._scan()  # by key, the oldest first
+        self._used = sum(entry.bytes for entry in self._entries.values())
 
     async def put(self, source: Path) -> str:
         """Move *source* in; see :class:`~fourfold.results.base.ResultStore`."""
@@ -44,76 +53,68 @@ class FilesystemStore:
 
     def find(self, group: str, name: str) -> StoredResult | None:
         """Return a live result; any name that is not of our shape is simply not there."""
-        if not _GROUP.match(group) or not _NAME.match(name):
-            return None
-        path = self._root / group / name
-        try:
-            stat = path.stat()
-        except OSError:
-            return None
-        left_s = stat.st_mtime + self._ttl_s - self._clock()
-        if left_s <= 0:
+        entry = self._entries.get(f"{group}/{name}")
+        if entry is None or self._left_s(entry) <= 0:
             return None
         # A clock that was set back must not make a result live longer than its time.
-        return StoredResult(path, stat.st_size, min(left_s, self._ttl_s))
+        return StoredResult(self._root / group / name, entry.bytes, min(self._left_s(entry), self._ttl_s))
 
     async def sweep(self) -> int:
-        """Remove expired results."""
+        """Remove expired results; return how many."""
         async with self._lock:
             return await asyncio.to_thread(self._sweep)
 
     def _put(self, source: Path) -> str:
         size = source.stat().st_size
         if size > self._max_bytes:
-            raise StorageFullError(
-                f"the store keeps {self._max_bytes} bytes, the result has {size}; ask for a smaller one"
-            )
+            raise StorageFullError(f"the store keeps {self._max_bytes} bytes, the result has {size}; send less")
         self._sweep()
         self._make_room(size)
         group, name = secrets.token_hex(_RANDOM_BYTES), secrets.token_hex(_RANDOM_BYTES) + ".png"
-        folder = self._root / group
+        folder, now = self._root / group, self._clock()
         try:
             folder.mkdir()
             shutil.move(source, folder / name)
-            now = self._clock()
             os.utime(folder / name, (now, now))
         except OSError as exc:
             shutil.rmtree(folder, ignore_errors=True)
             raise StorageFullError(f"the result cannot be kept: {exc.strerror}; try again later") from exc
+        self._entries[f"{group}/{name}"] = _Entry(now, size)
+        self._used += size
         return f"{group}/{name}"
 
+    def _left_s(self, entry: _Entry) -> float:
+        return entry.stored_at + self._ttl_s - self._clock()
+
     def _sweep(self) -> int:
-        now = self._clock()
-        gone = [path for path, mtime, _ in self._entries() if mtime + self._ttl_s <= now]
-        for path in gone:
-            shutil.rmtree(path.parent, ignore_errors=True)
+        gone = [key for key, entry in self._entries.items() if self._left_s(entry) <= 0]
+        for key in gone:
+            self._remove(key)
         if gone:
             log.info("results_expired", extra={"count": len(gone)})
         return len(gone)
 
     def _make_room(self, wanted: int) -> None:
         """Let the oldest results go until *wanted* bytes fit."""
-        entries = sorted(self._entries(), key=lambda entry: entry[1])
-        used = sum(size for _, _, size in entries)
-        for path, _, size in entries:
-            if used + wanted <= self._max_bytes:
-                return
-            shutil.rmtree(path.parent, ignore_errors=True)
-            log.warning("result_evicted", extra={"bytes": size, "limit_bytes": self._max_bytes})
-            used -= size
+        while self._entries and self._used + wanted > self._max_bytes:
+            oldest = next(iter(self._entries))
+            log.warning("result_evicted", extra={"limit_bytes": self._max_bytes})
+            self._remove(oldest)
 
-    def _entries(self) -> list[tuple[Path, float, int]]:
-        """Return (path, modification time, bytes) of each result; a folder without one is debris and is removed."""
-        entries = []
+    def _remove(self, key: str) -> None:
+        self._used -= self._entries.pop(key).bytes
+        shutil.rmtree((self._root / key).parent, ignore_errors=True)
+
+    def _scan(self) -> dict[str, _Entry]:
+        """Read what is there; a folder without a result is debris of a crash and is removed."""
+        found: dict[str, _Entry] = {}
         for group in os.scandir(self._root):
-            if not _GROUP.match(group.name):
+            if not _GROUP.match(group.name) or not group.is_dir(follow_symlinks=False):
                 continue
-            found = False
-            for file in os.scandir(group.path):
-                if _NAME.match(file.name):
-                    stat = file.stat()
-                    entries.append((Path(file.path), stat.st_mtime, stat.st_size))
-                    found = True
-            if not found:
+            files = [file for file in os.scandir(group.path) if _NAME.match(file.name)]
+            for file in files:
+                stat = file.stat(follow_symlinks=False)
+                found[f"{group.name}/{file.name}"] = _Entry(stat.st_mtime, stat.st_size)
+            if not files:
                 shutil.rmtree(group.path, ignore_errors=True)
-        return entries
+        return dict(sorted(found.items(), key=lambda item: item[1].stored_at))
