@@ -29,6 +29,11 @@ class PriceList:
 
     model_to_gateway_to_price: Mapping[str, Mapping[str, Price]]
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The ids of what is sold, in the operator's order."""
+        return tuple(self.model_to_gateway_to_price)
+
     def quote(self, model_id: str, gateway: str = ANY_GATEWAY) -> Price | None:
         """Return what *model_id* costs *gateway* (an address in hex, any case): its own price before the general one.
 

@@ -55,8 +55,8 @@ def from_bitstring(words: Iterable[int]) -> frozenset[int]:
     return frozenset(bits)
 
 
-def offer(models: Iterable[ModelOffer], *, version: str = LIVEPEER_VERSION) -> pb.Capabilities:
-    """Return what an orchestrator with these *models* says of itself."""
+def offer(models: Iterable[ModelOffer], *, capacity: int, version: str = LIVEPEER_VERSION) -> pb.Capabilities:
+    """Return what an orchestrator with these *models* says of itself; *capacity* is its jobs at once, of any model."""
     capabilities = pb.Capabilities(
         bitstring=to_bitstring(DEFAULT_BITS | {UPSCALE_CAPABILITY}),
         mandatories=to_bitstring(MANDATORY_BITS),
@@ -65,15 +65,13 @@ def offer(models: Iterable[ModelOffer], *, version: str = LIVEPEER_VERSION) -> p
     for bit in DEFAULT_BITS:
         capabilities.capacities[bit] = 1
     constraint = capabilities.constraints.PerCapability[UPSCALE_CAPABILITY]
-    total = 0
     for model in models:
-        total += model.capacity
         entry = constraint.models[model.model_id]
         entry.warm = model.warm
         entry.capacity = model.capacity
         entry.capacityInUse = model.capacity_in_use
         entry.runnerVersion = model.runner_version
-    capabilities.capacities[UPSCALE_CAPABILITY] = total
+    capabilities.capacities[UPSCALE_CAPABILITY] = capacity
     return capabilities
 
 

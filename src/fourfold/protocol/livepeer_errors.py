@@ -65,7 +65,7 @@ def error_from_runner(status: int, body: bytes) -> FourfoldError:
 
 
 def error_from_orchestrator(status: int, text: str) -> FourfoldError:
-    """Return what a Livepeer orchestrator's failure means, from its status and its plain text."""
+    """Return what a Livepeer orchestrator means by *status* and its plain *text*."""
     text = text.strip()[:_EXCERPT_CHARS]
     lowered = text.lower()
     if INSUFFICIENT_CAPACITY in lowered:

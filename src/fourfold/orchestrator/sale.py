@@ -1,0 +1,85 @@
+"""One job from the claim to the picture: admit it, have it done, count it, in the order in which it happens."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fourfold.errors import FourfoldError
+from fourfold.orchestrator.admission import Admission, Claims
+from fourfold.orchestrator.answers import WorkResult
+from fourfold.orchestrator.jobs import Job, JobState
+from fourfold.orchestrator.spool import JobFiles
+from fourfold.orchestrator.workers import Slot, Task, Workers
+from fourfold.protocol.units import Pixels, Wei
+from fourfold.protocol.wire import UpscaleFields
+from fourfold.telemetry import Metrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sale:
+    """A job that succeeded, and what it costs."""
+
+    result: WorkResult
+    input_pixels: Pixels
+    fee: Wei
+    duration_s: float
+
+
+class Counter:
+    """Where jobs are sold. Holds a worker's slot while the work is done and not a moment longer."""
+
+    def __init__(
+        self,
+        admission: Admission[Slot],
+        workers: Workers,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._admission = admission
+        self._workers = workers
+        self._metrics = metrics
+        self._clock = clock
+
+    async def sell(self, claims: Claims, fields: UpscaleFields, job: Job, files: JobFiles, *, request_id: str) -> Sale:
+        """Have the upload in *files* upscaled; the picture lies in ``files.result`` afterwards.
+
+        Raises: why it is refused (``Admission.admit``) or why it failed (``Workers.run``). A failed job is free.
+        """
+        started = self._clock()
+        gauge = self._metrics.in_flight.labels(self._metrics.role)
+        gauge.inc()
+        outcome = "cancelled"
+        pixels, fee = Pixels(0), Wei(0)
+        try:
+            async with self._admission.admit(claims, files.upload) as admitted:
+                pixels, fee = admitted.input_pixels, admitted.fee
+                job.tell(JobState.RUNNING)
+                log.info("job_admitted", extra=self._facts(job, fields, input_pixels=pixels, fee_wei=fee))
+                task = Task(request_id, files.upload, fields, files.result, job.watched, job.progress)
+                result = await self._workers.run(admitted.slot, task)
+            outcome = "succeeded"
+        except FourfoldError as error:
+            outcome = "failed" if job.has_run else "refused"
+            self._metrics.count_error(error.code, error.blame.name.lower())
+            log.info(f"job_{outcome}", extra=self._facts(job, fields, code=error.code, blame=error.blame.name.lower()))
+            raise
+        finally:
+            gauge.dec()
+            # An id that is not sold here is the caller's invention and no label.
+            known = fields.model_id if self._workers.serving(fields.model_id) else ""
+            self._metrics.job_ended(outcome, model_id=known, input_pixels=pixels, fee_wei=fee)
+            if outcome == "cancelled":
+                log.info("job_cancelled", extra=self._facts(job, fields))
+        took_s = self._clock() - started
+        self._metrics.observe_stage("work", took_s, model_id=known)
+        facts = self._facts(job, fields, input_pixels=pixels, fee_wei=fee, result_bytes=result.bytes)
+        log.info("job_done", extra=facts | {"duration_s": round(took_s, 3), "safety": result.safety})
+        return Sale(result, pixels, fee, took_s)
+
+    @staticmethod
+    def _facts(job: Job, fields: UpscaleFields, **more: object) -> dict[str, object]:
+        return {"job_id": job.job_id, "model_id": fields.model_id[:200], **more}
