@@ -30,7 +30,7 @@ class Canvas:
         return np.memmap(self.path, self.dtype, "r", shape=(self.height, self.width, 3))
 
     def write(self) -> "CanvasWriter":
-        """Make the file at its full size and return a writer for its regions."""
+        """Make the file at its full size and return a writer for its regions. Raises: StorageFullError."""
         return CanvasWriter(self)
 
     def to_json(self) -> dict[str, Any]:
@@ -48,9 +48,16 @@ class CanvasWriter:
 
     def __init__(self, canvas: Canvas) -> None:
         self._canvas = canvas
-        self._file: BinaryIO = canvas.path.open("w+b", buffering=0)
         self._row_bytes = canvas.width * 3 * canvas.dtype.itemsize
-        self._file.truncate(self._row_bytes * canvas.height)
+        try:
+            self._file: BinaryIO = canvas.path.open("w+b", buffering=0)
+            try:
+                self._file.truncate(self._row_bytes * canvas.height)
+            except BaseException:
+                self._file.close()
+                raise
+        except OSError as exc:
+            raise _full(exc) from exc
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +89,7 @@ class CanvasWriter:
             for line in range(height):
                 self._write((y + line) * self._row_bytes + x * sample_bytes, data[line * row : (line + 1) * row])
         except OSError as exc:
-            raise StorageFullError(f"the working folder cannot take the picture: {exc.strerror}") from exc
+            raise _full(exc) from exc
 
     def close(self) -> None:
         """Close the file; what was written stays."""
@@ -92,3 +99,7 @@ class CanvasWriter:
         self._file.seek(offset)
         while data:
             data = data[self._file.write(data) :]
+
+
+def _full(exc: OSError) -> StorageFullError:
+    return StorageFullError(f"the working folder cannot take the picture: {exc.strerror}; try again later")

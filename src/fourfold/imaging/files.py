@@ -127,8 +127,8 @@ def _save_png(image: Any, target: Path, options: dict[str, Any]) -> None:
 
 
 def _raise_for(exc: pyvips.Error) -> NoReturn:
-    """Tell a full disk from a damaged picture."""
+    """Tell a full disk, by the system's own words, from a damaged picture."""
     detail = exc.detail.lower()
-    if "no space" in detail or "quota" in detail or "write error" in detail or "unable to write" in detail:
+    if "no space left" in detail or "quota exceeded" in detail or "file too large" in detail:
         raise StorageFullError("the picture cannot be kept: no space left; try again later") from exc
     formats.refuse(exc)
