@@ -151,7 +151,7 @@ class _FormReader:
         if self._name == "image" and self._upload.image is None:
             self._file = self._image_path.open("wb")
             self._upload.image = self._image_path
-        elif self._name and self._name not in self._upload.fields:
+        elif self._name not in ("", "image", *self._upload.fields):
             self._text = bytearray()
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:

@@ -1,0 +1,32 @@
+"""One process at a time in a data folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fourfold.errors import ConfigError
+from fourfold.processes.lock import FolderLock
+
+
+def test_a_second_holder_is_refused_with_the_first_one_named(tmp_path: Path) -> None:
+    """The message says who holds it and what to do."""
+    with FolderLock(tmp_path / "data"), pytest.raises(ConfigError, match=f"process {os.getpid()}.*--data-dir"):
+        FolderLock(tmp_path / "data").__enter__()
+
+
+def test_the_lock_is_free_again_afterwards(tmp_path: Path) -> None:
+    """Leaving lets go, and a stale file does not hold."""
+    with FolderLock(tmp_path):
+        pass
+
+    with FolderLock(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_folder_that_cannot_be_made_is_a_settings_error(tmp_path: Path) -> None:
+    """Named, with the system's reason."""
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(ConfigError, match="file"):
+        FolderLock(tmp_path / "file" / "data").__enter__()
