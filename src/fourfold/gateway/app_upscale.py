@@ -1,0 +1,113 @@
+"""``POST /upscale``: spool the upload, open the job, wait for it, answer; let it go when the client goes."""
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from fourfold.config import GatewaySettings
+from fourfold.errors import (
+    CancelledByClientError,
+    DeadlineExceededError,
+    InvalidImageError,
+    StorageFullError,
+    UploadTooLargeError,
+    ValidationError,
+)
+from fourfold.gateway.board import JobBoard
+from fourfold.gateway.dispatch import Delivered, Dispatcher
+from fourfold.gateway.ports import Clock
+from fourfold.gateway.public_url import result_url
+from fourfold.processes.serving import unless_gone
+from fourfold.protocol import wire
+from fourfold.protocol.multipart import read_form
+from fourfold.telemetry import request_id
+
+
+def upscale_endpoint(
+    settings: GatewaySettings, *, board: JobBoard, dispatcher: Dispatcher, spool: Path, clock: Clock
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return the handler. *spool*, the folder in which each open job has a folder of its own."""
+
+    async def upscale(request: Request) -> Response:
+        started_s = clock.monotonic()
+        with board.open(secrets.token_hex(16)) as open_job:
+            _refuse_by_length(request, settings.limits.upload_bytes)
+            async with _own_folder(spool, open_job.job_id) as folder:
+                source, fields = await _read_upload(request, settings, folder)
+                work = dispatcher.upscale(open_job, source, fields, folder=folder, request_id=request_id.get())
+                delivered = await unless_gone(request.receive, work, name=f"job-{open_job.job_id}")
+        return _answer(request, settings, delivered, seconds=clock.monotonic() - started_s)
+
+    return upscale
+
+
+def _refuse_by_length(request: Request, limit: int) -> None:
+    """Raise UploadTooLargeError if the request says itself that it is too large."""
+    length = request.headers.get("Content-Length", "")
+    if length.isascii() and length.isdigit() and int(length) > limit:
+        raise UploadTooLargeError(f"a request may have {limit} bytes, this one has {length}; send a smaller image")
+
+
+@contextlib.asynccontextmanager
+async def _own_folder(spool: Path, job_id: str) -> AsyncIterator[Path]:
+    """Make a folder for one job's files; it goes, with all that is in it, in every outcome."""
+    folder = spool / job_id
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as exc:
+        raise StorageFullError(f"the upload cannot be kept: {exc.strerror}; try again later") from exc
+    try:
+        yield folder
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def _read_upload(request: Request, settings: GatewaySettings, folder: Path) -> tuple[Path, wire.UpscaleFields]:
+    """Return the spooled image and the checked fields."""
+    limits = settings.limits
+    try:
+        async with asyncio.timeout(settings.job_deadline_s):
+            upload = await read_form(
+                request.stream(),
+                request.headers.get("Content-Type", ""),
+                image_path=folder / "upload",
+                max_bytes=limits.upload_bytes,
+                max_parts=limits.form_fields,
+                silence_s=settings.body_timeout_s,
+            )
+    except ClientDisconnect:
+        raise CancelledByClientError("the client left during the upload") from None
+    except TimeoutError:
+        raise DeadlineExceededError(f"the upload took longer than {settings.job_deadline_s:g} s") from None
+    if upload.image is None:
+        raise ValidationError("Field required", field="image", kind="missing")
+    fields = wire.parse_fields(upload.fields, max_prompt_chars=limits.prompt_chars, max_steps=limits.steps)
+    if upload.image_bytes == 0:
+        raise InvalidImageError("the image has no bytes; was the file empty?")
+    return upload.image, fields
+
+
+def _answer(request: Request, settings: GatewaySettings, delivered: Delivered, *, seconds: float) -> Response:
+    """Return the success: Livepeer's body, key order included, and our headers."""
+    url = result_url(
+        delivered.key,
+        public_url=settings.public_url,
+        scheme=request.scope["scheme"],
+        host=request.headers.get("Host", ""),
+        listening=request.scope.get("server") or (settings.host, settings.port),
+    )
+    headers = {
+        wire.MODEL_HEADER: delivered.model_id,
+        wire.SEED_HEADER: str(delivered.seed),
+        wire.SAFETY_HEADER: delivered.safety,
+        wire.INPUT_PIXELS_HEADER: str(delivered.input_pixels),
+        wire.FEE_HEADER: str(delivered.fee),
+        wire.DURATION_HEADER: str(round(seconds * 1000)),
+    }
+    return JSONResponse({"images": [{"nsfw": delivered.nsfw, "seed": delivered.seed, "url": url}]}, headers=headers)

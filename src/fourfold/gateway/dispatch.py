@@ -1,0 +1,317 @@
+"""The forward flow of a job: prepare, rank, pay, submit, check, finish, store. Here is the only loop that retries.
+
+An error's class decides what follows: SAME, the same orchestrator with a fresh token; OTHER, the next best one, or when
+all were tried, all of them a little later; NEVER, the client is told. One deadline covers everything, waiting included.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, Self
+
+from fourfold.config import GatewaySettings
+from fourfold.errors import (
+    DeadlineExceededError,
+    EngineCrashedError,
+    FourfoldError,
+    NetworkError,
+    NoOrchestratorError,
+    OfferError,
+    Retry,
+    UnreachableError,
+)
+from fourfold.gateway.board import OpenJob
+from fourfold.gateway.discovery import Discovery
+from fourfold.gateway.jobs import JobState
+from fourfold.gateway.ports import Clock, Codec, Prepared, SystemClock
+from fourfold.gateway.quarantine import Quarantine
+from fourfold.gateway.selection import LIVEPEER_MODEL, Offer, rank, resolve_model
+from fourfold.gateway.submission import Answer, Submitter, WorkOrder
+from fourfold.protocol.units import Pixels, Price, Wei, price_from_fraction, wei_per_pixel
+from fourfold.protocol.wire import UpscaleFields
+from fourfold.results.base import ResultStore
+from fourfold.telemetry import Metrics
+
+log = logging.getLogger(__name__)
+
+SCALE: Final = 4
+#: Failures after which a job is given up; a full or unreachable orchestrator is none, that costs waiting time only.
+_MOST_FAILURES: Final = 5
+_MOST_ATTEMPTS: Final = 20  #: of any outcome
+#: Crashes of a worker after which the input is suspected rather than the workers.
+_MOST_CRASHES: Final = 2
+_MOST_RENEWALS: Final = 2  #: fresh tokens per orchestrator and job
+_FIRST_PAUSE_S: Final = 0.25
+_LONGEST_PAUSE_S: Final = 4.0
+#: A model that was on offer this long ago may be about to come back: its worker restarts.
+_COMING_BACK_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A finished job."""
+
+    key: str  #: of the stored result, ``<group>/<name>.png``
+    model_id: str  #: what ran
+    seed: int
+    nsfw: bool
+    safety: str
+    input_pixels: Pixels
+    fee: Wei
+
+
+@dataclass(slots=True)
+class _Task:
+    """What the attempts of one job share."""
+
+    open_job: OpenJob
+    request_id: str
+    prepared: Prepared
+    fields: UpscaleFields
+    folder: Path
+    pixels: Pixels
+    attempts: int = 0
+    failures: int = 0
+    waited_s: float = 0.0
+    pauses: int = 0
+    renewals: dict[str, int] = field(default_factory=dict)
+    tried: set[str] = field(default_factory=set)  #: orchestrators that failed since the last pause
+    crashed: list[str] = field(default_factory=list)  #: orchestrators, one entry for each crash
+    last_error: FourfoldError | None = None
+
+
+class Dispatcher:
+    """Has jobs done. A context manager: leaving it waits for the last cancellations it still has to tell.
+
+    Args: *known*, the model ids of the local registry; *draw_seed*, 32 random bits for a job that names no seed.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        *,
+        discovery: Discovery,
+        submitter: Submitter,
+        codec: Codec,
+        store: ResultStore,
+        metrics: Metrics,
+        known: Collection[str],
+        clock: Clock | None = None,
+        draw_seed: Callable[[], int] = lambda: secrets.randbits(32),
+    ) -> None:
+        self._settings = settings
+        self._discovery = discovery
+        self._submitter = submitter
+        self._codec = codec
+        self._store = store
+        self._metrics = metrics
+        self._known = frozenset({*known, LIVEPEER_MODEL})
+        self._clock = clock or SystemClock()
+        self._draw_seed = draw_seed
+        self._max_price = price_ceiling(settings)
+        self._quarantine = Quarantine()
+        self._strays: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._strays:
+            await asyncio.wait(self._strays)
+
+    async def upscale(
+        self, open_job: OpenJob, source: Path, fields: UpscaleFields, *, folder: Path, request_id: str
+    ) -> Delivered:
+        """Return the job's result.
+
+        Args: *source*, the upload as it came; *folder*, the job's own, for files that the caller removes.
+        Raises: FourfoldError; DeadlineExceededError when ``job_deadline_s`` has passed.
+        """
+        limit_s = self._settings.job_deadline_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._upscale(open_job, source, fields, folder, request_id)
+        except TimeoutError:
+            raise DeadlineExceededError(
+                f"the job was not done in {limit_s:g} s; send a smaller image or try again later"
+            ) from None
+
+    async def _upscale(
+        self, open_job: OpenJob, source: Path, fields: UpscaleFields, folder: Path, request_id: str
+    ) -> Delivered:
+        # 1. Canonical form: damaged and oversized pictures end here, before anybody else sees them.
+        with self._timed("prepare"):
+            prepared = await self._codec.prepare(source, folder, self._settings.limits)
+        open_job.input_pixels = pixels = Pixels(prepared.width * prepared.height)
+        # 2. The model, and a seed that all attempts share.
+        model_id = await self._resolve_model(fields.model_id)
+        seed = self._draw_seed() if fields.seed is None else fields.seed
+        fields = replace(fields, model_id=model_id, seed=seed)
+        task = _Task(open_job, request_id, prepared, fields, folder, pixels)
+        await self._refuse_quarantined(task)
+        # 3. Have it done.
+        offer, answer, image = await self._deliver(task)
+        # 4. Put back what `prepare` took away, if anything, and keep the result.
+        if not prepared.recipe.is_identity:
+            with self._timed("finish", model_id):
+                finished = folder / "finished.png"
+                await self._codec.finish(image, prepared.recipe, finished)
+                image = finished
+        with self._timed("store", model_id):
+            key = await self._store.put(image)
+        open_job.fee = fee = offer.fee(pixels)
+        return Delivered(key, model_id, answer.seed, answer.nsfw, answer.safety, pixels, fee)
+
+    async def _resolve_model(self, requested: str) -> str:
+        """Return the model that runs; waits for a first look at the network, and for a model that just left."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.discovery_timeout_s):
+                await self._discovery.first_round.wait()
+        settings = self._settings
+        wanted = settings.model_aliases.get(requested, requested) or settings.default_model
+        waited_s = 0.0
+        while True:
+            try:
+                return resolve_model(
+                    requested,
+                    offered=self._discovery.offered_models(),
+                    known=self._known | self._discovery.seen_models,
+                    default_model=settings.default_model,
+                    aliases=settings.model_aliases,
+                )
+            except NoOrchestratorError:
+                lately = self._discovery.offered_lately(wanted, within_s=_COMING_BACK_S)
+                if not lately or waited_s >= settings.capacity_wait_s:
+                    raise
+            self._discovery.look_again()
+            await self._clock.sleep(_FIRST_PAUSE_S)
+            waited_s += _FIRST_PAUSE_S
+
+    async def _deliver(self, task: _Task) -> tuple[Offer, Answer, Path]:
+        """Return the first good answer: the offer it came from, the answer, the picture's file."""
+        while True:
+            ranked = rank(
+                self._discovery.offers(task.fields.model_id), input_pixels=task.pixels, max_price=self._max_price
+            )
+            offer = next((o for o in ranked if o.orchestrator not in task.tried), None)
+            if offer is None:
+                await self._pause(task, found=len(ranked))
+                continue
+            try:
+                return await self._attempt(task, offer)
+            except FourfoldError as exc:
+                await self._note_failure(task, offer, exc)
+                if exc.retry is Retry.NEVER or self._is_enough(task):
+                    raise
+            task.open_job.to(JobState.QUEUED)
+
+    async def _attempt(self, task: _Task, offer: Offer) -> tuple[Offer, Answer, Path]:
+        """Have the work done at *offer* and check what comes back."""
+        task.attempts += 1
+        job_id = f"{task.open_job.job_id}-{task.attempts}"
+        target = task.folder / f"result-{task.attempts}.png"
+        model_id = task.fields.model_id
+        task.open_job.to(JobState.RUNNING, model_id=model_id)
+        started_s = self._clock.monotonic()
+        renew = isinstance(task.last_error, FourfoldError) and task.last_error.retry is Retry.SAME
+        with self._discovery.occupying(offer), self._timed("submit", model_id):
+            token = await self._discovery.auth_token(offer, renew=renew)
+            order = WorkOrder(job_id, task.request_id, task.prepared.path, task.fields)
+            try:
+                answer = await self._submitter.submit(order, offer, token, target)
+            except (asyncio.CancelledError, UnreachableError):
+                self._cancel_there(job_id, offer)
+                raise
+        seconds = self._clock.monotonic() - started_s
+        with self._timed("verify", model_id):
+            width, height = SCALE * task.prepared.width, SCALE * task.prepared.height
+            await self._codec.verify(target, width, height)
+        self._discovery.note_success(offer, seconds=seconds, input_pixels=task.pixels, is_ours=answer.is_ours)
+        return offer, answer, target
+
+    async def _note_failure(self, task: _Task, offer: Offer, error: FourfoldError) -> None:
+        """Remember what a failed attempt means for the job, the orchestrator and the input."""
+        task.last_error = error
+        self._discovery.note_failure(offer, error)
+        facts = {"job_id": task.open_job.job_id, "orchestrator": offer.orchestrator, "model_id": offer.model_id}
+        log.warning("attempt_failed", extra={**facts, "code": error.code, "attempt": task.attempts})
+        if error.retry is not Retry.NEVER:
+            self._metrics.count_error(error.code, error.blame.name.lower())
+        renewals = task.renewals.get(offer.orchestrator, 0)
+        if error.retry is Retry.SAME and renewals < _MOST_RENEWALS:
+            task.renewals[offer.orchestrator] = renewals + 1
+            return
+        task.tried.add(offer.orchestrator)
+        task.failures += not isinstance(error, OfferError | NetworkError)
+        if isinstance(error, EngineCrashedError):
+            task.crashed.append(offer.orchestrator)
+            if len(set(task.crashed)) >= _MOST_CRASHES:
+                digest = await asyncio.to_thread(_digest, task.prepared.path, task.fields.model_id)
+                self._quarantine.add(digest, now_s=self._clock.monotonic())
+                log.error("input_quarantined", extra={**facts, "digest": digest[:16]})
+
+    def _is_enough(self, task: _Task) -> bool:
+        """Return whether the job is to be given up now."""
+        return task.failures >= _MOST_FAILURES or task.attempts >= _MOST_ATTEMPTS or len(task.crashed) >= _MOST_CRASHES
+
+    async def _pause(self, task: _Task, *, found: int) -> None:
+        """Wait before everyone is tried again, a little longer each time.
+
+        Raises: the last error, or NoOrchestratorError, once the job has waited for ``capacity_wait_s``.
+        """
+        if task.waited_s >= self._settings.capacity_wait_s:
+            raise task.last_error or NoOrchestratorError(f"nobody offers {task.fields.model_id!r} any more")
+        pause_s = min(_FIRST_PAUSE_S * 2**task.pauses, _LONGEST_PAUSE_S)
+        pause_s = min(pause_s, self._settings.capacity_wait_s - task.waited_s)
+        task.pauses += 1
+        task.waited_s += pause_s
+        if not found:
+            self._discovery.look_again()
+        await self._clock.sleep(pause_s)
+        task.tried.clear()
+
+    async def _refuse_quarantined(self, task: _Task) -> None:
+        """Raise EngineCrashedError if this input crashed two orchestrators' workers a short while ago."""
+        if not self._quarantine:
+            return
+        digest = await asyncio.to_thread(_digest, task.prepared.path, task.fields.model_id)
+        if self._quarantine.holds(digest, now_s=self._clock.monotonic()):
+            raise EngineCrashedError("this image crashed two workers a short while ago; it is not tried on a third")
+
+    def _cancel_there(self, job_id: str, offer: Offer) -> None:
+        """Tell the orchestrator in the background: whoever cancelled us must not wait for that."""
+        stray = asyncio.create_task(self._submitter.cancel(job_id, offer), name=f"cancel-{job_id}")
+        self._strays.add(stray)
+        stray.add_done_callback(self._strays.discard)
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str, model_id: str = "") -> Iterator[None]:
+        """Observe how long a stage takes, however it ends."""
+        started_s = self._clock.monotonic()
+        try:
+            yield
+        finally:
+            self._metrics.observe_stage(stage, self._clock.monotonic() - started_s, model_id=model_id)
+
+
+def price_ceiling(settings: GatewaySettings) -> Price | None:
+    """Return the ceiling that the operator set in USD, in wei; None = any price.
+
+    Rounded like a price on the wire, so that an offer at exactly the ceiling's USD passes.
+    """
+    if settings.max_price_usd is None:
+        return None
+    return price_from_fraction(wei_per_pixel(settings.max_price_usd, usd_per_eth=settings.usd_per_eth))
+
+
+def _digest(image: Path, model_id: str) -> str:
+    """Return what names an input: its bytes and the model."""
+    with image.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(model_id.encode())
+    return digest.hexdigest()
