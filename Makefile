@@ -1,0 +1,56 @@
+# Needs Python 3.11 or newer with pip, git and make; everything else is installed into .venv and .venvs, below this folder.
+# What is there is not installed again, so that every target works offline once it has run.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+QUICK := $(wildcard tests/unit tests/property tests/contract tests/docs)
+SDK_STAMPS := $(patsubst scripts/sdk_%.sh,.venvs/.installed-%,$(wildcard scripts/sdk_*.sh))
+
+export PYTHON
+
+.PHONY: help install dev check test demo pin clean
+.DELETE_ON_ERROR:
+
+help: ## Say what the targets do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## Set up .venv with the command: .venv/bin/fourfold
+	@echo "ready: $(BIN)/fourfold"
+
+dev: $(VENV)/.installed-dev ## Also install what checks and tests need
+
+check: dev ## Format, lint, types, import contracts, and the tests that take seconds
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy scripts
+	$(BIN)/lint-imports
+	$(PYTEST) -m "not slow" $(QUICK)
+
+test: dev $(SDK_STAMPS) ## Every test: also slow ones, real processes, other people's SDKs
+	$(PYTEST) tests
+
+demo: install ## A real gateway, orchestrator and worker upscale a photo; the pictures are left in demo/
+	$(BIN)/python scripts/demo.py
+
+pin: ## Write constraints.txt anew
+	scripts/pin.sh
+
+clean: ## Remove everything that was made here, the environments included
+	rm -rf .venv .venvs demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests scripts bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/install.sh scripts/python.sh
+	scripts/install.sh
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	scripts/install.sh --dev
+	@touch $@
+
+# One environment for each SDK, as they want different versions of the same packages.
+.venvs/.installed-%: scripts/sdk_%.sh $(wildcard tests/acceptance/sdk/*.txt)
+	@mkdir -p .venvs
+	$<
+	@touch $@
