@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-from fourfold.errors import NotFoundError
+from fourfold.errors import CancelledByClientError, NotFoundError
 
 _MAX_WATCHERS: Final = 16  #: of one job
 
@@ -87,7 +87,7 @@ class Jobs:
         try:
             yield job
             job.tell(JobState.SUCCEEDED)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, CancelledByClientError):
             job.tell(JobState.CANCELLED)
             raise
         except BaseException:

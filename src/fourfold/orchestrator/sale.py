@@ -50,36 +50,30 @@ class Counter:
         Raises: why it is refused (``Admission.admit``) or why it failed (``Workers.run``). A failed job is free.
         """
         started = self._clock()
-        gauge = self._metrics.in_flight.labels(self._metrics.role)
-        gauge.inc()
         outcome = "cancelled"
         pixels, fee = Pixels(0), Wei(0)
-        try:
-            async with self._admission.admit(claims, files.upload) as admitted:
-                pixels, fee = admitted.input_pixels, admitted.fee
-                job.tell(JobState.RUNNING)
-                log.info("job_admitted", extra=self._facts(job, fields, input_pixels=pixels, fee_wei=fee))
-                task = Task(request_id, files.upload, fields, files.result, job.watched, job.progress)
-                result = await self._workers.run(admitted.slot, task)
-            outcome = "succeeded"
-        except FourfoldError as error:
-            outcome = "failed" if job.has_run else "refused"
-            self._metrics.count_error(error.code, error.blame.name.lower())
-            log.info(f"job_{outcome}", extra=self._facts(job, fields, code=error.code, blame=error.blame.name.lower()))
-            raise
-        finally:
-            gauge.dec()
-            # An id that is not sold here is the caller's invention and no label.
-            known = fields.model_id if self._workers.serving(fields.model_id) else ""
-            self._metrics.job_ended(outcome, model_id=known, input_pixels=pixels, fee_wei=fee)
-            if outcome == "cancelled":
-                log.info("job_cancelled", extra=self._facts(job, fields))
+        # An id that is not sold here is the caller's invention, and no label.
+        known_id = fields.model_id if self._workers.serving(fields.model_id) else ""
+        with self._metrics.in_flight.labels(self._metrics.role).track_inprogress():
+            try:
+                async with self._admission.admit(claims, files.upload) as admitted:
+                    pixels, fee = admitted.input_pixels, admitted.fee
+                    job.tell(JobState.RUNNING)
+                    log.info("job_admitted", extra=_facts(job, fields, input_pixels=pixels, fee_wei=fee))
+                    task = Task(request_id, files.upload, fields, files.result, job.watched, job.progress)
+                    result = await self._workers.run(admitted.slot, task)
+                outcome = "succeeded"
+            except FourfoldError:
+                outcome = "failed" if job.has_run else "refused"
+                raise
+            finally:
+                self._metrics.job_ended(outcome, model_id=known_id, input_pixels=pixels, fee_wei=fee)
         took_s = self._clock() - started
-        self._metrics.observe_stage("work", took_s, model_id=known)
-        facts = self._facts(job, fields, input_pixels=pixels, fee_wei=fee, result_bytes=result.bytes)
-        log.info("job_done", extra=facts | {"duration_s": round(took_s, 3), "safety": result.safety})
+        self._metrics.observe_stage("work", took_s, model_id=known_id)
+        facts = {"fee_wei": fee, "result_bytes": result.bytes, "duration_s": round(took_s, 3), "safety": result.safety}
+        log.info("job_done", extra=_facts(job, fields, input_pixels=pixels, **facts))
         return Sale(result, pixels, fee, took_s)
 
-    @staticmethod
-    def _facts(job: Job, fields: UpscaleFields, **more: object) -> dict[str, object]:
-        return {"job_id": job.job_id, "model_id": fields.model_id[:200], **more}
+
+def _facts(job: Job, fields: UpscaleFields, **more: object) -> dict[str, object]:
+    return {"job_id": job.job_id, "model_id": fields.model_id[:200], **more}

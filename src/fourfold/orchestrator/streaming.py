@@ -1,20 +1,28 @@
-"""Replies that come from a file, piece by piece, as plain ASGI: the picture itself, or Livepeer's JSON around it.
+"""Replies as plain ASGI: short ones, and pictures from a file, piece by piece, bare or inside Livepeer's JSON.
 
 Not a framework's file response because the file leaves with its request: whoever reads too slowly is cut off.
 """
 
 import asyncio
 import base64
-import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from fourfold.errors import UnreachableError
+from fourfold.orchestrator.replies import Reply, image_response
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _CHUNK_BYTES: Final = 255 * 1024  # a multiple of 3, so that pieces of base64 join without padding
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    """Send a short reply."""
+    body = reply.body.encode()
+    headers = _raw({"Content-Type": reply.content_type, **reply.headers, "Content-Length": str(len(body))})
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def send_png(send: Send, path: Path, headers: Mapping[str, str], *, silence_s: float) -> None:
@@ -40,12 +48,6 @@ async def send_data_url(
     await _send(send, {"Content-Type": "application/json", **headers}, size, pieces(), silence_s)
 
 
-def image_response(url: str, *, seed: int, nsfw: bool) -> str:
-    """Return Livepeer's ImageResponse as go-livepeer writes it: its order of keys, a newline at the end."""
-    image = {"nsfw": nsfw, "seed": seed, "url": url}
-    return json.dumps({"images": [image]}, separators=(",", ":")) + "\n"
-
-
 def _pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(_CHUNK_BYTES):
@@ -54,8 +56,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 async def _send(send: Send, headers: Mapping[str, str], size: int, pieces: Iterator[bytes], silence_s: float) -> None:
     """Send the reply; *pieces* are read off the event loop."""
-    raw = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
-    raw.append((b"content-length", b"%d" % size))
+    raw = _raw({**headers, "Content-Length": str(size)})
     try:
         async with asyncio.timeout(silence_s):
             await send({"type": "http.response.start", "status": 200, "headers": raw})
@@ -66,3 +67,14 @@ async def _send(send: Send, headers: Mapping[str, str], size: int, pieces: Itera
             await send({"type": "http.response.body", "body": b"", "more_body": False})
     except TimeoutError:
         raise UnreachableError(f"the reader took nothing for {silence_s:g} s; the reply was given up") from None
+
+
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Return *headers* as ASGI wants them. What no header can carry (a worker may name anything) is replaced."""
+    return [
+        (
+            name.lower().encode("ascii"),
+            "".join(c if c.isprintable() else "?" for c in value).encode("latin-1", "replace"),
+        )
+        for name, value in headers.items()
+    ]

@@ -8,7 +8,7 @@ import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ class Address:
     """Where a worker is now, and how to talk to it."""
 
     url: str
-    token: str | None
+    token: str | None = field(repr=False)
     is_ours: bool | None  #: None = not known yet
 
 

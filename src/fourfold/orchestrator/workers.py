@@ -29,7 +29,6 @@ from fourfold.orchestrator.answers import WorkResult
 from fourfold.orchestrator.models import ModelConfig
 from fourfold.orchestrator.worker_call import Address, WorkOrder
 from fourfold.protocol.wire import UpscaleFields
-from fourfold.telemetry import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +161,6 @@ class Workers:
         timeout_s: float,
         revive_s: float = REVIVE_S,
         max_result_bytes: int = 3 * 2**30,
-        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.workers = tuple(ConnectedWorker(endpoint) for endpoint in endpoints)
@@ -170,7 +168,6 @@ class Workers:
         self._timeout_s = timeout_s
         self._revive_s = revive_s
         self._max_result_bytes = max_result_bytes
-        self._metrics = metrics or Metrics("orchestrator")
         self._clock = clock
         self._changed = asyncio.Event()
         self._stack = AsyncExitStack()

@@ -55,8 +55,13 @@ def from_bitstring(words: Iterable[int]) -> frozenset[int]:
     return frozenset(bits)
 
 
-def offer(models: Iterable[ModelOffer], *, capacity: int, version: str = LIVEPEER_VERSION) -> pb.Capabilities:
-    """Return what an orchestrator with these *models* says of itself; *capacity* is its jobs at once, of any model."""
+def offer(
+    models: Iterable[ModelOffer], *, capacity: int | None = None, version: str = LIVEPEER_VERSION
+) -> pb.Capabilities:
+    """Return what an orchestrator with these *models* says of itself.
+
+    Args: *capacity*, its jobs at once, of any model; None = the models share no worker, so the sum of theirs.
+    """
     capabilities = pb.Capabilities(
         bitstring=to_bitstring(DEFAULT_BITS | {UPSCALE_CAPABILITY}),
         mandatories=to_bitstring(MANDATORY_BITS),
@@ -65,13 +70,15 @@ def offer(models: Iterable[ModelOffer], *, capacity: int, version: str = LIVEPEE
     for bit in DEFAULT_BITS:
         capabilities.capacities[bit] = 1
     constraint = capabilities.constraints.PerCapability[UPSCALE_CAPABILITY]
+    total = 0
     for model in models:
+        total += model.capacity
         entry = constraint.models[model.model_id]
         entry.warm = model.warm
         entry.capacity = model.capacity
         entry.capacityInUse = model.capacity_in_use
         entry.runnerVersion = model.runner_version
-    capabilities.capacities[UPSCALE_CAPABILITY] = capacity
+    capabilities.capacities[UPSCALE_CAPABILITY] = total if capacity is None else capacity
     return capabilities
 
 

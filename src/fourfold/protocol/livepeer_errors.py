@@ -92,12 +92,12 @@ def error_from_orchestrator(status: int, text: str) -> FourfoldError:
 def reply_to_gateway(error: FourfoldError, *, by_worker: bool) -> tuple[int, str]:
     """Return the status and the plain text that tell a Livepeer gateway of *error*.
 
-    Args: *by_worker*, whether the failure is a worker's answer: then the status is 500 whatever happened, as theirs is.
+    Args: *by_worker*, whether the failure came after a worker had the job: then the status is 500, as theirs is.
 
     A client's fault says ``returned 400``: a gateway that reads that stops, instead of trying 20 orchestrators.
     """
-    if isinstance(error, NoCapacityError | OfferError):
-        return 503, INSUFFICIENT_CAPACITY
+    if isinstance(error, OfferError):
+        return 500 if by_worker else 503, INSUFFICIENT_CAPACITY
     if isinstance(error, InvalidPaymentError):
         return 402, error.message
     if isinstance(error, InvalidCredentialsError):

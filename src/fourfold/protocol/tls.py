@@ -48,7 +48,7 @@ def ensure_certificate(
     Args: *host*, the name or address under which peers reach this service. *addresses*, further IP addresses; the
         loopback ones are always included. *now*, an aware time, for tests.
 
-    Raises: ConfigError if *folder* cannot be written.
+    Raises: ConfigError if *host* is no host name or *folder* cannot be written.
     """
     now = dt.datetime.now(dt.UTC) if now is None else now
     names, ips = _names(host, addresses)
@@ -79,13 +79,21 @@ def _names(host: str, addresses: Iterable[str]) -> tuple[list[str], list[_IpAddr
         try:
             ip = ipaddress.ip_address(text)
         except ValueError:
-            names.append(text)
+            names.append(_dns_name(text))
         else:
             if not ip.is_unspecified:
                 ips.append(ip)
     names.append("localhost")
     ips += [ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")]
     return list(dict.fromkeys(names)), list(dict.fromkeys(ips))
+
+
+def _dns_name(host: str) -> str:
+    """Return *host* as a certificate writes it. Raises: ConfigError if it is no host name."""
+    try:
+        return host.encode("idna").decode("ascii").lower()
+    except UnicodeError as exc:
+        raise ConfigError(f"expected a host name or an IP address in service_addr, got {host!r}") from exc
 
 
 def _sign(

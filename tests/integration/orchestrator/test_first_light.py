@@ -13,12 +13,12 @@ async def test_get_orchestrator_without_capabilities_lists_prices_and_hardware(s
         info = await running.ask()
 
         assert running.url == info.transcoder
-        assert [0x44005FFF] == list(info.capabilities.bitstring)
-        assert [4096] == list(info.capabilities.mandatories)
-        assert [(6357828, 1, 30, MODEL)] == [
-            (p.pricePerUnit, p.pixelsPerUnit, p.capability, p.constraint) for p in info.capabilities_prices
+        assert list(info.capabilities.bitstring) == [0x44005FFF]
+        assert list(info.capabilities.mandatories) == [4096]
+        assert [(p.pricePerUnit, p.pixelsPerUnit, p.capability, p.constraint) for p in info.capabilities_prices] == [
+            (6357828, 1, 30, MODEL)
         ]
-        assert "H200" == info.hardware[0].gpu_info["0"].name
+        assert info.hardware[0].gpu_info["0"].name == "H200"
         assert not info.HasField("price_info")
 
 
@@ -27,9 +27,9 @@ async def test_get_orchestrator_for_a_model_gives_its_price_and_a_token(start, l
     async with start(livepeer_runner.url) as running:
         info = await running.ask(pb.OrchestratorRequest(capabilities=demand(MODEL)))
 
-        assert (6357828, 1) == (info.price_info.pricePerUnit, info.price_info.pixelsPerUnit)
+        assert (info.price_info.pricePerUnit, info.price_info.pixelsPerUnit) == (6357828, 1)
         assert info.auth_token.token and info.auth_token.session_id
-        assert [] == list(info.capabilities_prices)
+        assert list(info.capabilities_prices) == []
         assert info.capabilities.constraints.PerCapability[30].models[MODEL].warm
 
 
@@ -38,11 +38,11 @@ async def test_a_job_of_ours_gives_the_picture_itself(start, livepeer_runner, ma
     async with start(livepeer_runner.url) as running:
         reply = await running.upscale(seed="0")
 
-        assert 200 == reply.status_code, reply.text
+        assert reply.status_code == 200, reply.text
         assert make_png(32, 24) == reply.content
-        assert ("image/png", "0", "false", "clean") == tuple(
+        assert tuple(
             reply.headers[name] for name in ("Content-Type", wire.SEED_HEADER, wire.NSFW_HEADER, wire.SAFETY_HEADER)
-        )
+        ) == ("image/png", "0", "false", "clean")
         assert (MODEL, "48", str(48 * 6357828)) == tuple(
             reply.headers[name] for name in (wire.MODEL_HEADER, wire.INPUT_PIXELS_HEADER, wire.FEE_HEADER)
         )
