@@ -54,7 +54,7 @@ class EngineCard:
     scale: int  #: output side / input side
     size_rules: SizeRules
     margin_px: int  #: input pixels of context beyond which a tile equals the whole picture within 1/255 in float32
-    core_px: int  #: side of the part of a tile that is kept, input pixels; 0 = any size in one piece
+    core_px: int  #: shortest side of the part of a tile that is kept, input pixels, where the picture is larger
     fixed_bytes: int  #: memory of the loaded model, no job running
     bytes_per_input_pixel: int  #: further memory per pixel of one tile (margin included) while it runs
     guided_by_prompt: bool  #: False: prompt, seed and steps change nothing
@@ -62,10 +62,16 @@ class EngineCard:
     code_licence: str  #: SPDX id
     weights_licence: str  #: SPDX id, or "none" where there are no weights
     weights: tuple[WeightFile, ...] = ()
+    running_bytes: int = 0  #: further memory while any tile runs, whatever its size
+    tile_pixels: int = 0  #: the largest tile, margin included, where memory does not ask for smaller ones
 
     def peak_bytes(self, tile_pixels: int) -> int:
         """Return the memory that a tile of *tile_pixels* input pixels needs, the model itself included."""
-        return self.fixed_bytes + tile_pixels * self.bytes_per_input_pixel
+        return self.fixed_bytes + self.running_bytes + tile_pixels * self.bytes_per_input_pixel
+
+    def tile_pixels_within(self, budget_bytes: int) -> int:
+        """Return the largest tile, in input pixels, that needs at most *budget_bytes*; 0 if none does."""
+        return max(0, budget_bytes - self.fixed_bytes - self.running_bytes) // self.bytes_per_input_pixel
 
 
 @dataclass(frozen=True, slots=True)

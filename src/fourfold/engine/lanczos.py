@@ -1,6 +1,6 @@
 """Lanczos-3 interpolation, four times: the plain reference, and the engine for tests at sizes no network reaches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -10,7 +10,7 @@ from fourfold.engine.base import SCALE, EngineCard, EngineEvent, EngineJob, Pixe
 from fourfold.engine.checks import check_image
 from fourfold.engine.settings import EngineSettings
 from fourfold.engine.tiling import Tile, plan_tiles
-from fourfold.engine.turns import Turns
+from fourfold.engine.turns import Turns, Work
 
 LOBES: Final = 3
 
@@ -58,7 +58,7 @@ def _phases() -> NDArray[np.float32]:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _work(job: EngineJob, tiles: Sequence[Tile]) -> Iterator[Sequence[RegionDone]]:
+def _work(job: EngineJob, tiles: Sequence[Tile]) -> Work:
     for tile in tiles:
         box = tile.core
         rows = np.clip(np.arange(box.top - LOBES, box.bottom + LOBES), 0, job.image.shape[0] - 1)

@@ -5,13 +5,13 @@ a layer that is read wrongly gives a wrong picture without a word.
 
 Shapes: weights of a convolution are ``[out, in, k, k]``; slopes and biases are ``[channels]``.
 
-Source: ncnn ``src/modelbin.cpp:ModelBinFromDataReader::load`` (the flag before a blob of weights), ``src/paramdict.cpp``
-(keys below -23300 are arrays), and the ``load_param`` / ``load_model`` of each layer.
+Source: ncnn ``src/modelbin.cpp:ModelBinFromDataReader::load`` (the flag before a blob of weights),
+``src/paramdict.cpp`` (keys below -23300 are arrays), and the ``load_param`` / ``load_model`` of each layer.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ class Convolution:
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    weights: NDArray[np.float32]  #: [out, in, k, k], k odd
+    weights: "Weights"  #: [out, in, k, k], k odd
     bias: NDArray[np.float32]  #: [out]
     leaky_slope: float | None = None
 
@@ -89,7 +89,7 @@ class NearestUpscale:
 
 @dataclass(frozen=True, slots=True)
 class PixelShuffle:
-    """Channels ``[c * factor**2]`` become space: output channel c takes the *factor*\\ ² neighbouring input channels."""
+    """Channels become space: output channel c is woven of the input channels ``c * factor**2 + (0 .. factor**2 - 1)``."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -97,6 +97,8 @@ class PixelShuffle:
 
 
 Layer: TypeAlias = Input | Copy | Convolution | PRelu | WeightedSum | Concat | NearestUpscale | PixelShuffle
+Weights: TypeAlias = NDArray[np.float16] | NDArray[np.float32]
+_Number = TypeVar("_Number", np.uint32, np.float16, np.float32)
 _Value: TypeAlias = float | tuple[float, ...]
 
 
@@ -116,22 +118,22 @@ def read_network(param: bytes, weights: bytes) -> tuple[Layer, ...]:
     try:
         lines = [line.split() for line in param.decode("ascii").splitlines() if line.strip()]
         if len(lines) < 2 or lines[0] != [MAGIC]:
-            raise _Malformed(f"the first line must be {MAGIC}")
+            raise _MalformedError(f"the first line must be {MAGIC}")
         layer_count, blob_count = (int(word) for word in lines[1])
         if layer_count != len(lines) - 2 or layer_count == 0:
-            raise _Malformed(f"{layer_count} layers announced, {len(lines) - 2} found")
+            raise _MalformedError(f"{layer_count} layers announced, {len(lines) - 2} found")
         blobs = _Blobs(weights)
         known: set[str] = set()
         layers = tuple(_read_layer(words, known, blobs) for words in lines[2:])
         if len(known) != blob_count:
-            raise _Malformed(f"{blob_count} blobs announced, {len(known)} found")
+            raise _MalformedError(f"{blob_count} blobs announced, {len(known)} found")
         blobs.finish()
-    except (_Malformed, ValueError, UnicodeDecodeError) as exc:
+    except (_MalformedError, ValueError, UnicodeDecodeError) as exc:
         raise ModelUnavailableError(f"the network's files cannot be read: {exc}") from exc
     return layers
 
 
-class _Malformed(Exception):
+class _MalformedError(Exception):
     """Something in the files is not as it must be; the text says what."""
 
 
@@ -139,33 +141,34 @@ class _Blobs:
     """Reads the ``.bin`` file from front to back."""
 
     def __init__(self, content: bytes) -> None:
-        self._content = content
+        self._content = bytearray(content)  # writeable: OpenVINO shares no other arrays, and would copy them
         self._at = 0
 
-    def weights(self, count: int) -> NDArray[np.float32]:
+    def weights(self, count: int) -> Weights:
         """Return the next *count* weights: a flag for their type, then float16 padded to 4 bytes, or float32."""
-        flag = int(self._take(np.dtype("<u4"), 1)[0])
+        flag = int(self._take(np.uint32, 1)[0])
         if flag == _FLOAT32_FLAG:
             return self.floats(count)
         if flag != _FLOAT16_FLAG:
-            raise _Malformed(f"weights of the unknown type {flag:#010x}")
-        values = self._take(np.dtype("<f2"), count).astype(np.float32)
+            raise _MalformedError(f"weights of the unknown type {flag:#010x}")
+        values = self._take(np.float16, count)
         self._at += -self._at % 4
         return values
 
     def floats(self, count: int) -> NDArray[np.float32]:
         """Return the next *count* bare float32 values."""
-        return self._take(np.dtype("<f4"), count).astype(np.float32)
+        return self._take(np.float32, count)
 
     def finish(self) -> None:
         """Check that the file ends here."""
         if self._at != len(self._content):
-            raise _Malformed(f"{len(self._content) - self._at} bytes of weights are left over")
+            raise _MalformedError(f"{len(self._content) - self._at} bytes of weights are left over")
 
-    def _take(self, dtype: np.dtype[np.generic], count: int) -> NDArray[np.generic]:
+    def _take(self, kind: type[_Number], count: int) -> NDArray[_Number]:
+        dtype = np.dtype(kind).newbyteorder("<")
         end = self._at + count * dtype.itemsize
         if count < 0 or end > len(self._content):
-            raise _Malformed(f"the weights end at byte {len(self._content)}, byte {end} is needed")
+            raise _MalformedError(f"the weights end at byte {len(self._content)}, byte {end} is needed")
         values = np.frombuffer(self._content, dtype, count, self._at)
         self._at = end
         return values
@@ -174,17 +177,17 @@ class _Blobs:
 def _read_layer(words: Sequence[str], known: set[str], blobs: _Blobs) -> Layer:
     """Return the layer that one line describes, and add its outputs to *known*."""
     if len(words) < 4:
-        raise _Malformed(f"a layer needs a kind, a name and two counts, got {' '.join(words)!r}")
+        raise _MalformedError(f"a layer needs a kind, a name and two counts, got {' '.join(words)!r}")
     kind, name = words[:2]
     input_count, output_count = int(words[2]), int(words[3])
     ends = 4 + input_count, 4 + input_count + output_count
     inputs, outputs = tuple(words[4 : ends[0]]), tuple(words[ends[0] : ends[1]])
     if len(inputs) != input_count or len(outputs) != output_count:
-        raise _Malformed(f"{kind} {name} announces more blobs than it names")
+        raise _MalformedError(f"{kind} {name} announces more blobs than it names")
     if unknown := set(inputs) - known:
-        raise _Malformed(f"{kind} {name} uses {', '.join(sorted(unknown))} before any layer makes it")
+        raise _MalformedError(f"{kind} {name} uses {', '.join(sorted(unknown))} before any layer makes it")
     if again := known.intersection(outputs):
-        raise _Malformed(f"{kind} {name} makes {', '.join(sorted(again))} a second time")
+        raise _MalformedError(f"{kind} {name} makes {', '.join(sorted(again))} a second time")
     known.update(outputs)
     options = _Options(f"{kind} {name}", words[ends[1] :])
     layer = _build(kind, inputs, outputs, options, blobs)
@@ -209,7 +212,7 @@ def _build(kind: str, inputs: tuple[str, ...], outputs: tuple[str, ...], options
             options.must_be(0, 1)  # 1 = sum
             coefficients = options.array(1)
             if len(coefficients) != n:
-                raise _Malformed(f"{options.layer} has {n} inputs and {len(coefficients)} coefficients")
+                raise _MalformedError(f"{options.layer} has {n} inputs and {len(coefficients)} coefficients")
             return WeightedSum(inputs, outputs, coefficients)
         case "BinaryOp", 2, 1:
             options.must_be(0, 0, absent=0)  # 0 = add
@@ -221,7 +224,7 @@ def _build(kind: str, inputs: tuple[str, ...], outputs: tuple[str, ...], options
             return NearestUpscale(inputs, outputs, factor)
         case "PixelShuffle", 1, 1:
             return PixelShuffle(inputs, outputs, options.whole(0))
-    raise _Malformed(f"{options.layer} with {len(inputs)} inputs and {len(outputs)} outputs is not known here")
+    raise _MalformedError(f"{options.layer} with {len(inputs)} inputs and {len(outputs)} outputs is not known here")
 
 
 def _build_convolution(
@@ -231,7 +234,9 @@ def _build_convolution(
     options.must_be(4, (side - 1) // 2)  # padding
     options.must_be(5, 1)  # a bias follows
     if side % 2 == 0 or total % (out_channels * side * side):
-        raise _Malformed(f"{options.layer}: {total} weights are not {out_channels} x in x {side} x {side}, side odd")
+        raise _MalformedError(
+            f"{options.layer}: {total} weights are not {out_channels} x in x {side} x {side}, side odd"
+        )
     slope = None
     if options.has(9):
         options.must_be(9, _LEAKY_RELU)
@@ -255,26 +260,26 @@ class _Options:
         """Return the positive whole number under *key*."""
         value = self._key_to_value.pop(key, None)
         if not isinstance(value, float) or value != int(value) or value < 1:
-            raise _Malformed(f"{self.layer} needs a positive whole number under {key}, got {value}")
+            raise _MalformedError(f"{self.layer} needs a positive whole number under {key}, got {value}")
         return int(value)
 
     def array(self, key: int) -> tuple[float, ...]:
         """Return the array under *key*."""
         value = self._key_to_value.pop(key, None)
         if not isinstance(value, tuple):
-            raise _Malformed(f"{self.layer} needs an array under {key}, got {value}")
+            raise _MalformedError(f"{self.layer} needs an array under {key}, got {value}")
         return value
 
     def must_be(self, key: int, expected: int, *, absent: int | None = None) -> None:
         """Check that *key* has the one value that is known here."""
         value = self._key_to_value.pop(key, absent)
         if value != expected:
-            raise _Malformed(f"{self.layer} has {key}={value}, only {expected} is known here")
+            raise _MalformedError(f"{self.layer} has {key}={value}, only {expected} is known here")
 
     def finish(self) -> None:
         """Check that every option has been asked for."""
         if self._key_to_value:
-            raise _Malformed(f"{self.layer} has options that are not known here: {dict(self._key_to_value)}")
+            raise _MalformedError(f"{self.layer} has options that are not known here: {dict(self._key_to_value)}")
 
 
 def _parse_option(word: str) -> tuple[int, _Value]:
@@ -285,5 +290,5 @@ def _parse_option(word: str) -> tuple[int, _Value]:
         (number,) = numbers
         return int(key), number
     if len(numbers) != int(numbers[0]) + 1:
-        raise _Malformed(f"array {word!r} does not have the length it announces")
+        raise _MalformedError(f"array {word!r} does not have the length it announces")
     return _ARRAY_KEY - int(key), numbers[1:]

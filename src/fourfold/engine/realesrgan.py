@@ -1,120 +1,148 @@
-"""The Real-ESRGAN family (RRDBNet and SRVGG networks) on the CPU, by OpenVINO."""
+"""The Real-ESRGAN family (RRDB and SRVGG networks) on the CPU, tile by tile."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
 
-import numpy as np
-import openvino as ov
-
-from fourfold.engine.base import EngineCard, EngineEvent, EngineJob, Pixels8or16, Precision, RegionDone
+from fourfold.engine.base import EngineCard, EngineEvent, EngineJob, Precision, RegionDone
 from fourfold.engine.checks import check_image
-from fourfold.engine.graph import build_model
+from fourfold.engine.inference import Inference, Tuning
 from fourfold.engine.ncnn_files import read_network
+from fourfold.engine.pieces import join
 from fourfold.engine.settings import EngineSettings
-from fourfold.engine.tiling import Tile, plan_tiles
-from fourfold.engine.turns import Turns
+from fourfold.engine.tiling import Box, Tile, plan_tiles
+from fourfold.engine.turns import Turns, Work
 from fourfold.engine.weights import read_weights
-from fourfold.errors import OutOfMemoryError, WorkerFailedError
+from fourfold.errors import OutOfMemoryError
+
+MODEL_TO_TUNING: Final[Mapping[str, Tuning]] = MappingProxyType(
+    {
+        "fourfold/realesrgan-x4plus": Tuning(parts=6, small_pixels=65_536),
+        "fourfold/realsr-df2k": Tuning(parts=6, small_pixels=65_536),
+        "fourfold/realesrgan-x4plus-anime": Tuning(parts=2, small_pixels=65_536),
+        "fourfold/realesr-animevideov3": Tuning(parts=1, small_pixels=16_384),
+    }
+)
+
+SMALLEST_CORE_PX: Final = 64
+"""Cores get smaller than the card says only where the memory budget asks for it, and never smaller than this."""
 
 
 class RealEsrganEngine:
-    """Runs one network tile by tile."""
+    """One network of the family. bfloat16 where the processor has it and the job is 8 bit, else float32."""
 
-    def __init__(self, card: EngineCard, *, settings: EngineSettings) -> None:
+    def __init__(self, card: EngineCard, *, settings: EngineSettings, tuning: Tuning | None = None) -> None:
+        """Load and compile for what most jobs need; the other number type is compiled by the first job that needs it.
+
+        Raises:
+            ModelUnavailableError: the weights are missing, damaged, or not a network that OpenVINO can compile.
+        """
         self._card = card
         self._settings = settings
-        self._requests: dict[str, Any] = {}
-        self._active: Any = None
-        self._turns = Turns(stop_step=self._stop)
-        self._layers = read_network(*(read_weights(file) for file in card.weights))
-        self._request(self._hint(Precision.AUTO, np.dtype(np.uint8)))
+        self._tuning = tuning or MODEL_TO_TUNING[card.model_id]
+        self._turns = Turns(stop_step=self._stop_step)
+        param, weights = (read_weights(file) for file in card.weights)
+        self._network = join(read_network(param, weights))
+        self._is_bf16_to_inference: dict[bool, Inference] = {}
+        self._inference(settings.precision is Precision.AUTO and settings.has_bf16)
 
     @property
     def card(self) -> EngineCard:
+        """The card of the model this engine runs."""
         return self._card
 
     @property
     def busy(self) -> bool:
+        """Whether a job is admitted and unfinished."""
         return self._turns.busy
 
     def admit(self, job: EngineJob) -> None:
+        """Take *job*; see `UpscaleEngine.admit`. Its prompt, seed and steps change nothing."""
         check_image(job.image)
         height, width = job.image.shape[:2]
-        budget = self._settings.memory_budget_bytes
-        most = 512 * 512
-        if budget is not None:
-            most = min(most, (budget - self._card.fixed_bytes) // self._card.bytes_per_input_pixel)
-        tiles = plan_tiles(
-            width, height, margin_px=self._card.margin_px, max_tile_pixels=most, min_core_px=self._card.core_px
+        is_bf16 = self._is_bf16(job)
+        tiles, notes = self._plan(width, height, is_bf16)
+        window = tiles[0].window
+        inference = self._inference(is_bf16)
+        self._turns.admit(
+            job.job_id,
+            self._work(job, tiles, inference),
+            total=len(tiles) * inference.steps(window.height, window.width),
+            notes={"precision": "bfloat16" if is_bf16 else "float32", **notes},
         )
-        if tiles is None:
-            raise OutOfMemoryError("too small a budget")
-        hint = self._hint(job.precision, job.image.dtype)
-        notes = {
-            "precision": "bf16" if hint == "bf16" else "float32",
-            "tiles": len(tiles),
-            "margin_px": self._card.margin_px,
-        }
-        self._turns.admit(job.job_id, self._work(job, tiles, hint), total=len(tiles), notes=notes)
 
     def step(self) -> Sequence[EngineEvent]:
-        return self._turns.step()
+        """Compute one piece of one tile of the job whose turn it is."""
+        events = self._turns.step()
+        if not self._turns.busy:
+            self._release(None)
+        return events
 
     def cancel(self, job_id: str) -> None:
+        """Forget the job; what runs for it stops within some 10 ms. May come from any thread."""
         self._turns.cancel(job_id)
 
     def close(self) -> None:
-        self._turns = Turns()
-        self._requests.clear()
+        """Free the model's memory. Unfinished jobs are forgotten."""
+        self._turns.clear()
+        self._is_bf16_to_inference.clear()
 
-    def _hint(self, precision: Precision, dtype: np.dtype[Any]) -> str:
-        auto = precision is Precision.AUTO and self._settings.precision is Precision.AUTO
-        return "bf16" if auto and self._settings.has_bf16 and dtype == np.uint8 else "f32"
+    def _is_bf16(self, job: EngineJob) -> bool:
+        """bfloat16 knows some 1,100 values between 0 and 1: too few for 16-bit pictures."""
+        is_auto = job.precision is Precision.AUTO and self._settings.precision is Precision.AUTO
+        return is_auto and self._settings.has_bf16 and job.image.dtype.itemsize == 1
 
-    def _request(self, hint: str) -> Any:
-        if hint not in self._requests:
-            model = build_model(self._layers, name=self._card.model_id)
-            compiled = ov.Core().compile_model(
-                model,
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": hint,
-                    "INFERENCE_NUM_THREADS": self._settings.threads,
-                    "NUM_STREAMS": 1,
-                    "PERFORMANCE_HINT": "LATENCY",
-                    "ENABLE_CPU_PINNING": False,
-                },
+    def _inference(self, is_bf16: bool) -> Inference:
+        if is_bf16 not in self._is_bf16_to_inference:
+            self._is_bf16_to_inference[is_bf16] = Inference(
+                self._network, is_bf16=is_bf16, threads=self._settings.threads, tuning=self._tuning
             )
-            self._requests[hint] = compiled.create_infer_request()
-        return self._requests[hint]
+        return self._is_bf16_to_inference[is_bf16]
 
-    def _stop(self) -> None:
-        if self._active is not None:
-            self._active.cancel()
+    def _plan(self, width: int, height: int, is_bf16: bool) -> tuple[Sequence[Tile], dict[str, Any]]:
+        """Return the tiles for a picture of this size within the memory budget, and what to note about them."""
+        card, budget = self._card, self._settings.memory_budget_bytes
+        most = card.tile_pixels if budget is None else min(card.tile_pixels, card.tile_pixels_within(budget))
+        for core_px in (card.core_px, min(card.core_px, SMALLEST_CORE_PX)):
+            tiles = plan_tiles(width, height, margin_px=card.margin_px, max_tile_pixels=most, min_core_px=core_px)
+            if tiles is not None:
+                notes: dict[str, Any] = {"tiles": len(tiles), "margin_px": card.margin_px}
+                if core_px < card.core_px:
+                    notes["warnings"] = [f"the memory budget of {budget} bytes allows only small tiles: slower"]
+                return tiles, notes
+        smallest = min(width, SMALLEST_CORE_PX + 2 * card.margin_px) * min(
+            height, SMALLEST_CORE_PX + 2 * card.margin_px
+        )
+        raise OutOfMemoryError(
+            f"a picture of {width}x{height} needs {card.peak_bytes(smallest)} bytes even in the smallest tiles of "
+            f"{card.model_id}, the budget is {budget} bytes"
+        )
 
-    def _work(self, job: EngineJob, tiles: Sequence[Tile], hint: str) -> Iterator[Sequence[RegionDone]]:
+    def _work(self, job: EngineJob, tiles: Sequence[Tile], inference: Inference) -> Work:
         scale = self._card.scale
         for tile in tiles:
             core, window = tile.core, tile.window
             pixels = job.image[window.top : window.bottom, window.left : window.right]
-            out = self._infer(hint, pixels)
-            x, y = (core.left - window.left) * scale, (core.top - window.top) * scale
-            kept = out[y : y + core.height * scale, x : x + core.width * scale]
-            yield [RegionDone(job.job_id, core.left * scale, core.top * scale, kept)]
+            keep = Box(
+                core.left - window.left, core.top - window.top, core.right - window.left, core.bottom - window.top
+            )
+            run = inference.run(pixels, keep, is_stopped=lambda: self._turns.is_step_cancelled)
+            while True:
+                self._release(inference)
+                try:
+                    next(run)
+                except StopIteration as end:
+                    done = end.value
+                    break
+                yield ()
+            yield [RegionDone(job.job_id, core.left * scale, core.top * scale, done)]
 
-    def _infer(self, hint: str, pixels: Pixels8or16) -> Pixels8or16:
-        top = np.iinfo(pixels.dtype).max
-        data = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(top)
-        request = self._request(hint)
-        if self._turns.is_cancelled():
-            return np.zeros((0, 0, 3), pixels.dtype)
-        self._active = request
-        try:
-            request.start_async({0: data}, share_inputs=True)
-            request.wait()
-        except RuntimeError as exc:
-            raise WorkerFailedError(f"inference failed: {exc}") from exc
-        finally:
-            self._active = None
-        out = request.get_output_tensor().data[0].transpose(1, 2, 0)
-        return np.rint(np.clip(out, 0, 1) * np.float32(top)).astype(pixels.dtype)
+    def _release(self, but: Inference | None) -> None:
+        """Give back what inferences other than *but* keep warm."""
+        for inference in self._is_bf16_to_inference.values():
+            if inference is not but:
+                inference.release()
+
+    def _stop_step(self) -> None:
+        for inference in self._is_bf16_to_inference.values():
+            inference.stop()

@@ -1,10 +1,19 @@
 """Cut a picture into tiles: which pixels each keeps, and which it must also see.
 
-Pure: sizes in, boxes out. Blending is not needed here: a tile sees enough of its neighbours (the margin) that what it
-keeps is what the whole picture would give there.
+Pure: sizes in, boxes out. Nothing is blended: a tile sees so much of its neighbours (the margin) that what it keeps is
+what the whole picture would give there. At the picture's own border there is no margin, so that the network sees the
+border as it would in the whole picture.
+
+All windows of a plan have one size, because a network compiled for one size is faster and far smaller than for any::
+
+    |<------ window ------>|
+    |<---- core ---->:<-m->|
+              |<-m->:<- core ->:<-m->|
+                        |<-m->:<---- core ---->|
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,18 +27,13 @@ class Box:
 
     @property
     def width(self) -> int:
-        """Columns, at least 1."""
+        """Columns."""
         return self.right - self.left
 
     @property
     def height(self) -> int:
-        """Rows, at least 1."""
+        """Rows."""
         return self.bottom - self.top
-
-    @property
-    def pixels(self) -> int:
-        """Area."""
-        return self.width * self.height
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,17 @@ class Tile:
     """A part of the picture that is computed in one piece."""
 
     core: Box  #: what is kept; the cores of a plan cover the picture exactly once
-    window: Box  #: what is computed: the core and the margin around it, as far as the picture goes
+    window: Box  #: what is computed: the core and at least the margin around it, as far as the picture goes
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One tile along one side: *core_start* .. *core_stop* is kept of *start* .. *stop*."""
+
+    start: int
+    core_start: int
+    core_stop: int
+    stop: int
 
 
 def plan_tiles(
@@ -50,57 +64,69 @@ def plan_tiles(
         height: the picture's height, pixels, >= 1.
         margin_px: context that each core needs on every side inside the picture, >= 0.
         max_tile_pixels: no window has more pixels than this.
-        min_core_px: no core's side is shorter than this, unless the picture's is.
+        min_core_px: no core's side is shorter than this, unless the picture's is, >= 1.
 
     Returns:
-        Tiles whose cores cover the picture exactly once; the sides of two cores differ by 1 px at most.
+        Tiles whose cores cover the picture exactly once and whose windows all have the same size.
     """
-    best: tuple[int, int, int] | None = None
-    for columns in range(1, max(1, width // min_core_px) + 1):
-        widest = max(_windows(width, columns, margin_px))
-        rows = _fewest_rows(height, margin_px, max_tile_pixels // widest, max(1, height // min_core_px))
+    row_choices = _choices(height, margin_px, min_core_px)
+    best: tuple[int, int, list[Span], list[Span]] | None = None
+    for columns in _choices(width, margin_px, min_core_px):
+        window_width = columns[0].stop
+        rows = next((rows for rows in row_choices if rows[0].stop * window_width <= max_tile_pixels), None)
         if rows is None:
             continue
-        computed = sum(_windows(width, columns, margin_px)) * sum(_windows(height, rows, margin_px))
-        if best is None or (computed, rows * columns) < best[:2]:
-            best = computed, rows * columns, columns
+        tiles = len(columns) * len(rows)
+        computed = tiles * window_width * rows[0].stop
+        if best is None or (computed, tiles) < best[:2]:
+            best = computed, tiles, columns, rows
     if best is None:
         return None
-    columns, rows = best[2], best[1] // best[2]
     return tuple(
-        _tile(width, height, across, down, margin_px)
-        for down in spans(height, rows)
-        for across in spans(width, columns)
+        Tile(
+            core=Box(across.core_start, down.core_start, across.core_stop, down.core_stop),
+            window=Box(across.start, down.start, across.stop, down.stop),
+        )
+        for down in best[3]
+        for across in best[2]
     )
 
 
-def spans(length: int, parts: int) -> list[tuple[int, int]]:
-    """Return *parts* (start, stop) pairs that cover ``range(length)`` in order; their lengths differ by 1 at most."""
-    if not 1 <= parts <= length:
-        raise ValueError(f"parts must be in [1, {length}], got {parts}")
-    edges = [length * i // parts for i in range(parts + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+def split_side(length: int, parts: int, margin_px: int) -> list[Span]:
+    """Cut one side into *parts* windows of one length, the shortest that gives each core its margin.
+
+    Args:
+        length: the side, pixels, >= 1.
+        parts: how many windows, 1 .. length.
+        margin_px: context inside the picture that each core needs on both sides, >= 0.
+
+    Returns:
+        Spans in order; their cores cover ``range(length)`` exactly once.
+
+    Raises:
+        ValueError: *parts* is out of range, or so high that a window would be longer than the side or a core empty.
+    """
+    window = -(-(length + 2 * margin_px * (parts - 1)) // parts) if parts > 0 else 0
+    if not 1 <= parts <= length or window > length:
+        raise ValueError(f"a side of {length} px cannot be cut into {parts} parts with a margin of {margin_px} px")
+    starts = [0] if parts == 1 else [i * (length - window) // (parts - 1) for i in range(parts)]
+    # Neighbours overlap by two margins or a little more; the cores meet in the middle of the overlap.
+    seams = [right + (left + window - right) // 2 for left, right in pairwise(starts)]
+    edges = [0, *seams, length]
+    if any(stop <= start for start, stop in pairwise(edges)):
+        raise ValueError(f"a side of {length} px in {parts} parts leaves a core empty")
+    return [Span(start, edges[i], edges[i + 1], start + window) for i, start in enumerate(starts)]
 
 
-def _windows(length: int, parts: int, margin_px: int) -> list[int]:
-    """Return the window lengths along one side."""
-    return [min(length, stop + margin_px) - max(0, start - margin_px) for start, stop in spans(length, parts)]
-
-
-def _fewest_rows(height: int, margin_px: int, max_window_px: int, most: int) -> int | None:
-    """Return the smallest number of rows whose windows are at most *max_window_px* high; None if *most* is too few."""
-    for rows in range(1, most + 1):
-        if max(_windows(height, rows, margin_px)) <= max_window_px:
-            return rows
-    return None
-
-
-def _tile(width: int, height: int, across: tuple[int, int], down: tuple[int, int], margin_px: int) -> Tile:
-    core = Box(across[0], down[0], across[1], down[1])
-    window = Box(
-        max(0, core.left - margin_px),
-        max(0, core.top - margin_px),
-        min(width, core.right + margin_px),
-        min(height, core.bottom + margin_px),
-    )
-    return Tile(core, window)
+def _choices(length: int, margin_px: int, min_core_px: int) -> list[list[Span]]:
+    """Return the allowed cuts of one side, the fewest parts first; one part is always allowed."""
+    choices = [split_side(length, 1, margin_px)]
+    for parts in range(2, length // min_core_px + 1):
+        try:
+            spans = split_side(length, parts, margin_px)
+        except ValueError:
+            break
+        if min(span.core_stop - span.core_start for span in spans) < min_core_px:
+            break
+        choices.append(spans)
+    return choices

@@ -1,88 +1,119 @@
-"""Several admitted jobs on one device: each takes one step in its turn, and any may be cancelled at any moment.
+"""Several admitted jobs on one device: they take turns, and any may be cancelled at any moment.
 
-A job's work is an iterator: each ``next`` is one step on the device and yields the regions that it finished.
+A job's work is a generator: each ``next`` is one step on the device and yields the regions that it finished. A job
+keeps its turn until it has delivered something, because between two deliveries it holds a tile's half-made features in
+memory; then the next job has its turn, so that a small one never waits for the whole of a large one.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from fourfold.engine.base import EngineEvent, JobDone, JobFailed, Progress, RegionDone
-from fourfold.errors import FourfoldError
+from fourfold.errors import FourfoldError, OutOfMemoryError
+
+Work: TypeAlias = Generator[Sequence[RegionDone], None, None]
+"""One ``next`` is one step; it raises FourfoldError when the job cannot go on."""
 
 
 @dataclass(slots=True)
 class _Turn:
     job_id: str
-    work: Iterator[Sequence[RegionDone]]
+    work: Work
     total: int  #: steps
     notes: dict[str, Any]
     done: int = 0
-    is_cancelled: bool = False
+    is_cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class Turns:
-    """The admitted jobs, in the order of their next step. ``cancel`` may come from another thread."""
+    """The admitted jobs in the order of their turns.
+
+    One thread calls everything but ``cancel``, which may come from any thread.
+    """
 
     def __init__(self, *, stop_step: Callable[[], None] = lambda: None) -> None:
-        """*stop_step* is called, from the cancelling thread, when the step that runs just then is to be given up."""
+        """*stop_step* is called, by the cancelling thread, when the running step is of no use any more."""
         self._stop_step = stop_step
-        self._waiting: deque[_Turn] = deque()
-        self._running: _Turn | None = None
         self._lock = threading.Lock()
+        self._turns: deque[_Turn] = deque()
+        self._running: _Turn | None = None
 
     @property
     def busy(self) -> bool:
         """Whether a job is unfinished."""
-        with self._lock:
-            return bool(self._waiting or (self._running and not self._running.is_cancelled))
+        return bool(self._turns)
 
-    def admit(self, job_id: str, work: Iterator[Sequence[RegionDone]], *, total: int, notes: dict[str, Any]) -> None:
-        """Append the job; *work* yields *total* times."""
-        with self._lock:
-            self._waiting.append(_Turn(job_id, work, total, notes))
-
-    def is_cancelled(self) -> bool:
-        """Say whether the running step is to be given up; *work* asks this just before it starts the device."""
+    @property
+    def is_step_cancelled(self) -> bool:
+        """Whether the running step is of no use any more; its work asks before it starts the device."""
         running = self._running
-        return running is not None and running.is_cancelled
+        return running is not None and running.is_cancelled.is_set()
+
+    def admit(self, job_id: str, work: Work, *, total: int, notes: dict[str, Any]) -> None:
+        """Append a job whose *work* yields *total* times; *notes* come with its end.
+
+        Raises:
+            ValueError: a job of this id is still unfinished.
+        """
+        with self._lock:
+            if any(turn.job_id == job_id for turn in self._turns):
+                raise ValueError(f"job {job_id} is already admitted")
+            self._turns.append(_Turn(job_id, work, total, notes))
 
     def step(self) -> list[EngineEvent]:
-        """Take the next job's next step and return what changed; nothing without jobs, or when it was cancelled."""
+        """Take one step of the job whose turn it is; return what changed: nothing without jobs, or if it was cancelled."""
         with self._lock:
-            if not self._waiting:
+            if not self._turns:
                 return []
-            turn = self._running = self._waiting.popleft()
-        failure: FourfoldError | None = None
+            turn = self._running = self._turns[0]
         regions: Sequence[RegionDone] = ()
+        failure: FourfoldError | None = None
         try:
             regions = next(turn.work)
         except FourfoldError as exc:
             failure = exc
-        finally:
-            with self._lock:
-                self._running = None
-                is_cancelled = turn.is_cancelled
-        if is_cancelled:
-            return []
+        except MemoryError as exc:
+            failure = OutOfMemoryError("this machine has no memory left for the job")
+            failure.__cause__ = exc
+        turn.done += 1
+        with self._lock:
+            self._running = None
+            if turn.is_cancelled.is_set():
+                turn.work.close()
+                return []
+            is_done = failure is not None or turn.done == turn.total
+            if is_done or regions:
+                self._turns.popleft()
+            if regions and not is_done:
+                self._turns.append(turn)
+        if is_done:
+            turn.work.close()
         if failure is not None:
             return [JobFailed(turn.job_id, failure)]
-        turn.done += 1
         events: list[EngineEvent] = [*regions, Progress(turn.job_id, turn.done, turn.total)]
-        if turn.done == turn.total:
-            return [*events, JobDone(turn.job_id, turn.notes)]
-        with self._lock:
-            if turn.is_cancelled:
-                return []
-            self._waiting.append(turn)
-        return events
+        return [*events, JobDone(turn.job_id, turn.notes)] if is_done else events
 
     def cancel(self, job_id: str) -> None:
-        """Forget the job; if its step runs just now, have it given up."""
+        """Forget the job, and have its step stopped if it runs just now. Unknown ids are fine."""
         with self._lock:
-            self._waiting = deque(turn for turn in self._waiting if turn.job_id != job_id)
-            if self._running is not None and self._running.job_id == job_id:
-                self._running.is_cancelled = True
+            for turn in self._turns:
+                if turn.job_id == job_id:
+                    break
+            else:
+                return
+            turn.is_cancelled.set()
+            self._turns.remove(turn)
+            if turn is self._running:
                 self._stop_step()
+            else:
+                turn.work.close()
+
+    def clear(self) -> None:
+        """Forget every job; not while a step runs."""
+        with self._lock:
+            for turn in self._turns:
+                turn.work.close()
+            self._turns.clear()
