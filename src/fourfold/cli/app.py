@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Make pictures four times as wide and high: here, or through a network of gateways, orchestrators and workers.",
+    help="Make pictures four times as wide and high: here, or through a network of gateways and orchestrators.",
 )
 
 

@@ -1,4 +1,7 @@
-"""``fourfold up | gateway | orchestrator | worker``: read the settings, run the role until it is told to stop."""
+"""``fourfold up | gateway | orchestrator | worker``: read the settings, run the role until it is told to stop.
+
+Each command imports its role's composition late: a gateway must not pay for what only a worker needs.
+"""
 
 import asyncio
 import os
@@ -11,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fourfold import compose, config
+from fourfold import config
 from fourfold.cli.app import app
 from fourfold.config import Settings
 from fourfold.telemetry import set_up_logging
@@ -44,6 +47,8 @@ def up(
     log_format: LogFormatOption = None,
 ) -> None:
     """Run a whole network here: a gateway, an orchestrator and its worker."""
+    from fourfold.compose.network import run_up
+
     flags = {
         "data_dir": data_dir,
         "gateway.host": host,
@@ -51,7 +56,7 @@ def up(
         "orchestrator.port": orchestrator_port,
         "orchestrator.models": models,
     }
-    _run("up", compose.run_up, config_file, flags, log_level, log_format, supervised=False)
+    _run("up", run_up, config_file, flags, log_level, log_format, supervised=False)
 
 
 @app.command()
@@ -68,13 +73,15 @@ def gateway(
     supervised: SupervisedOption = False,
 ) -> None:
     """Run a gateway: takes a client's image, returns a client's image."""
+    from fourfold.compose.gateway import run_gateway
+
     flags = {
         "data_dir": data_dir,
         "gateway.host": host,
         "gateway.port": port,
         "gateway.orchestrators": orchestrator or None,
     }
-    _run("gateway", compose.run_gateway, config_file, flags, log_level, log_format, supervised=supervised)
+    _run("gateway", run_gateway, config_file, flags, log_level, log_format, supervised=supervised)
 
 
 @app.command()
@@ -89,13 +96,15 @@ def orchestrator(
     supervised: SupervisedOption = False,
 ) -> None:
     """Run an orchestrator: sells input pixels, gives the work to its workers."""
+    from fourfold.compose.orchestrator import run_orchestrator
+
     flags = {
         "data_dir": data_dir,
         "orchestrator.host": host,
         "orchestrator.port": port,
         "orchestrator.models": models,
     }
-    _run("orchestrator", compose.run_orchestrator, config_file, flags, log_level, log_format, supervised=supervised)
+    _run("orchestrator", run_orchestrator, config_file, flags, log_level, log_format, supervised=supervised)
 
 
 @app.command()
@@ -110,13 +119,15 @@ def worker(
     supervised: SupervisedOption = False,
 ) -> None:
     """Run a worker: holds models, speaks the API of Livepeer's runner containers."""
+    from fourfold.compose.worker import run_worker
+
     flags = {
         "data_dir": data_dir,
         "worker.host": host,
         "worker.port": port,
         "worker.models": models or None,
     }
-    _run("worker", compose.run_worker, config_file, flags, log_level, log_format, supervised=supervised)
+    _run("worker", run_worker, config_file, flags, log_level, log_format, supervised=supervised)
 
 
 def _run(
@@ -167,7 +178,8 @@ def _stop_with_owner(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> No
     """Stop when standard input ends: the owner has gone, and nobody is left to wait for a drain."""
 
     def watch() -> None:
-        while sys.stdin.buffer.read(4096):
+        # Not through `sys.stdin`: its lock, held by a blocked daemon thread, would crash the interpreter's shutdown.
+        while os.read(sys.stdin.fileno(), 4096):
             pass
         timer = threading.Timer(_ORPHAN_S, os._exit, [1])
         timer.daemon = True

@@ -1,4 +1,7 @@
-"""``fourfold upscale`` and ``fourfold models``: pictures here, or through a gateway."""
+"""``fourfold upscale`` and ``fourfold models``: pictures here, or through a gateway.
+
+What a command needs is imported by it: this module is loaded by every role's process, too.
+"""
 
 import asyncio
 import json
@@ -15,13 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fourfold import compose, config
+from fourfold import config
 from fourfold.cli.app import app
-from fourfold.client import AsyncClient
 from fourfold.engine import registry
 from fourfold.errors import InvalidParameterError, NotFoundError, StorageFullError
 from fourfold.telemetry import set_up_logging
-from fourfold.worker.orders import WorkOrder
 
 OnProgress = Callable[[int, int], None]
 
@@ -66,6 +67,8 @@ def upscale(
 @app.command()
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False) -> None:
     """List the models that this installation knows."""
+    from fourfold.compose.common import is_embedded
+
     cards = registry.cards().values()
     if as_json:
         rows = [
@@ -76,7 +79,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
                 "scale": card.scale,
                 "guided_by_prompt": card.guided_by_prompt,
                 "weights_licence": card.weights_licence,
-                "installed": compose.is_embedded(card),
+                "installed": is_embedded(card),
             }
             for card in cards
         ]
@@ -84,7 +87,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         return
     table = Table("model", "alias", "what it is", "weights", "here")
     for card in cards:
-        here = "yes" if compose.is_embedded(card) else "no"
+        here = "yes" if is_embedded(card) else "no"
         table.add_row(card.model_id, ", ".join(card.aliases), card.title, card.weights_licence, here)
     Console().print(table)
 
@@ -99,6 +102,9 @@ async def _here(
     on_progress: OnProgress,
 ) -> dict[str, Any]:
     """Upscale *image* to *target* in this process's own worker; return the facts."""
+    from fourfold.compose.worker import local_worker
+    from fourfold.worker.orders import WorkOrder
+
     chosen = registry.card(model_id or registry.DEFAULT_MODEL)
     order = WorkOrder(
         job_id="cli",
@@ -108,7 +114,7 @@ async def _here(
         seed=secrets.randbits(32) if seed is None else seed,
         safety_check=False,  # nobody's service: the picture does not leave its owner
     )
-    async with compose.local_worker(settings, chosen.model_id) as worker:
+    async with local_worker(settings, chosen.model_id) as worker:
         with worker.admit(order.job_id) as folder:
             done = await worker.upscale(order, folder, on_progress)
             await asyncio.to_thread(_copy, done.path, target)
@@ -131,6 +137,8 @@ async def _through(
     on_progress: OnProgress,
 ) -> dict[str, Any]:
     """Upscale *image* to *target* through *gateway*; return the facts."""
+    from fourfold.client import AsyncClient
+
     async with AsyncClient(gateway) as client:
         done = await client.upscale(image, prompt=prompt, model_id=model_id or "", seed=seed)
         on_progress(0, 1)

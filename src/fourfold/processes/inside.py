@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 try:
     import resource
@@ -33,9 +33,9 @@ class Pipe:
             os._exit(0)
 
     @staticmethod
-    def leave() -> None:
+    def leave(status: int = 0) -> NoReturn:
         """End this process now, whatever its other threads are doing."""
-        os._exit(0)
+        os._exit(status)
 
     def receive(self) -> Iterator[dict[str, Any]]:
         """Yield the parent's messages until it closes the pipe or dies."""

@@ -52,6 +52,7 @@ class RoleProcess:
         self._ready: dict[str, Any] | None = None
         self._first_ready: asyncio.Future[dict[str, Any]] | None = None
         self._stopping = asyncio.Event()
+        self.gave_up = asyncio.Event()  #: set when the process has ended for good
         self._keeper: asyncio.Task[None] | None = None
 
     @property
@@ -107,7 +108,8 @@ class RoleProcess:
         self._give_up(f"the {self.role} was stopped before it became ready")
 
     def _give_up(self, reason: str) -> None:
-        """Wake whoever waits for the first ready line."""
+        """Wake whoever waits for the first ready line, or for the end."""
+        self.gave_up.set()
         if self._first_ready is not None and not self._first_ready.done():
             self._first_ready.set_exception(ConfigError(reason))
             self._first_ready.exception()  # whoever never asks must not be warned of it

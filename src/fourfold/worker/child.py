@@ -53,7 +53,7 @@ class DeviceLoop:
         self._settings = settings
         self._load = load
         self._make_classifier = make_classifier
-        self._classifier: "SafetyClassifier | None" = None
+        self._classifier: SafetyClassifier | None = None
         self._engines: dict[str, UpscaleEngine] = {}
         self._jobs: dict[str, tuple[DeviceJob, CanvasWriter]] = {}
         self._cancelled: set[str] = set()
@@ -106,6 +106,12 @@ class DeviceLoop:
                 self._engines[model_id] = self._load(model_id, self._settings)
         except FourfoldError as exc:
             self._send({"event": orders.LOAD_FAILED, "model_id": model_id, "code": exc.code, "message": exc.message})
+        except Exception as exc:  # noqa: BLE001  # the edge of the process: this model alone cannot be had
+            traceback.print_exc()
+            text = f"{model_id} cannot be loaded: {type(exc).__name__}: {exc}"
+            self._send(
+                {"event": orders.LOAD_FAILED, "model_id": model_id, "code": "model_unavailable", "message": text}
+            )
         else:
             self._send({"event": orders.LOADED, "model_id": model_id, "seconds": time.monotonic() - started})
 
@@ -226,7 +232,7 @@ def main() -> None:
         run(pipe, device)
     except MemoryError:
         traceback.print_exc()
-        raise SystemExit(orders.OUT_OF_MEMORY_STATUS) from None
+        Pipe.leave(orders.OUT_OF_MEMORY_STATUS)
 
 
 if __name__ == "__main__":

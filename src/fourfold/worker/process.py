@@ -325,6 +325,8 @@ class Device:
 
     async def _warm_up(self) -> None:
         for model_id in self._warm:
+            if model_id in self._failures:
+                continue  # it took the child down before: only a job that names it tries again
             try:
                 await self._have_model(await self._have_child(), model_id)
             except (FourfoldError, ChildDiedError, TimeoutError) as exc:

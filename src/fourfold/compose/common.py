@@ -1,0 +1,59 @@
+"""What the roles' compositions share."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from fourfold.engine import registry
+from fourfold.engine.base import EngineCard
+from fourfold.results.base import ResultStore
+
+log = logging.getLogger(__name__)
+
+Announce = Callable[[dict[str, Any]], None]
+"""Told once that the role is ready, with the facts that its owner needs."""
+
+_SWEEP_S: Final = 60.0
+
+
+def embedded_cards() -> Mapping[str, EngineCard]:
+    """Return the models that the base installation runs, the default first."""
+    return {model_id: card for model_id, card in registry.cards().items() if is_embedded(card)}
+
+
+def is_embedded(card: EngineCard) -> bool:
+    """Whether the base installation runs the model: its weights come inside a package, or it has none."""
+    return bool(card.weights) or card.weights_licence == "none"
+
+
+@asynccontextmanager
+async def background(work: Any, *, name: str) -> AsyncIterator[None]:
+    """Run the coroutine *work* beside the body, and end it with the body; its failure ends the body."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(work, name=name)
+            yield
+            task.cancel()
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from failed  # one cause, told as what it is
+
+
+@asynccontextmanager
+async def drains(stop: asyncio.Event, drain: Callable[[], Any]) -> AsyncIterator[None]:
+    """Call *drain* as soon as *stop* is set."""
+
+    async def watch() -> None:
+        await stop.wait()
+        drain()
+
+    async with background(watch(), name="drain"):
+        yield
+
+
+async def sweep_forever(store: ResultStore) -> None:
+    """Remove expired results again and again: a store that nobody writes to must empty itself, too."""
+    while True:
+        await asyncio.sleep(_SWEEP_S)
+        await store.sweep()

@@ -1,0 +1,113 @@
+"""A worker: its device's child, its codec and its HTTP."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from fourfold.compose.common import Announce, drains, embedded_cards
+from fourfold.config import Settings, WorkerSettings
+from fourfold.engine import registry
+from fourfold.engine.base import EngineCard
+from fourfold.errors import ConfigError
+from fourfold.imaging import Codec
+from fourfold.processes.lock import FolderLock
+from fourfold.processes.role import announce_ready
+from fourfold.processes.serving import authority, listen, serve
+from fourfold.telemetry import Metrics
+from fourfold.worker.app import create_app as create_worker_app
+from fourfold.worker.process import Device, DeviceLimits
+from fourfold.worker.service import Worker
+
+_PIPELINE: Final = "upscale"
+
+
+def worker_cards(settings: WorkerSettings) -> Mapping[str, EngineCard]:
+    """Return the cards of the models that a worker with *settings* offers, its default first.
+
+    Raises: ConfigError if a model is unknown here or the pipeline is not ours.
+    """
+    if settings.pipeline != _PIPELINE:
+        raise ConfigError(f"worker.pipeline must be {_PIPELINE!r}, got {settings.pipeline!r}")
+    known = registry.cards()
+    if settings.model_id:
+        wanted: tuple[str, ...] = (settings.model_id,)
+    else:
+        wanted = settings.models or tuple(embedded_cards())
+    unknown = [model_id for model_id in wanted if model_id not in known]
+    if unknown:
+        raise ConfigError(f"worker.models: no model {unknown[0]!r}; known: {', '.join(known)}")
+    return {model_id: known[model_id] for model_id in wanted}
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on; two threads of one core count once where that is known."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def device_limits(settings: WorkerSettings) -> DeviceLimits:
+    """Return what the device's child may use: what is set, else every core and half of the memory."""
+    return DeviceLimits(
+        threads=settings.threads or usable_cores(),
+        memory_bytes=settings.memory_bytes or psutil.virtual_memory().total // 2,
+        float32=settings.precision == "float32",
+        capacity=settings.capacity,
+        load_timeout_s=settings.load_timeout_s,
+        job_timeout_s=settings.job_timeout_s,
+    )
+
+
+@asynccontextmanager
+async def open_worker(settings: WorkerSettings, cache: Path, metrics: Metrics) -> AsyncIterator[Worker]:
+    """Yield a worker without its HTTP; its child and its codec end with it."""
+    cards = worker_cards(settings)
+    warm = settings.warm if settings.warm is not None else tuple(cards)[:1]
+    missing = [model_id for model_id in warm if model_id not in cards]
+    if missing:
+        raise ConfigError(f"worker.warm: {missing[0]!r} is not among the worker's models: {', '.join(cards)}")
+    async with (
+        Codec(processes=settings.codec_processes, timeout_s=settings.job_timeout_s) as codec,
+        Device(device_limits(settings), cards, warm=warm, metrics=metrics) as device,
+    ):
+        worker = Worker(
+            device=device,
+            codec=codec,
+            cards=cards,
+            cache=cache,
+            max_orders=settings.capacity + settings.queue,
+            limits=settings.limits,
+            metrics=metrics,
+        )
+        try:
+            yield worker
+        finally:
+            shutil.rmtree(cache, ignore_errors=True)
+
+
+@asynccontextmanager
+async def local_worker(settings: Settings, model_id: str) -> AsyncIterator[Worker]:
+    """Yield a worker for this process alone, that holds one model: ``fourfold upscale`` without a network."""
+    alone = settings.worker.model_copy(update={"model_id": model_id, "warm": (), "queue": 0, "pipeline": _PIPELINE})
+    with tempfile.TemporaryDirectory(prefix="fourfold-") as folder:
+        async with open_worker(alone, Path(folder) / "cache", Metrics("cli")) as worker:
+            yield worker
+
+
+async def run_worker(settings: Settings, stop: asyncio.Event, announce: Announce = announce_ready) -> None:
+    """Serve the runner API. Shutdown: refuse new orders, finish the open ones, then the child and the codec."""
+    ours = settings.worker
+    folder = settings.data_dir / "worker"
+    sock = listen(ours.host, ours.port)
+    with sock, FolderLock(folder):
+        async with open_worker(ours, folder / "cache", Metrics("worker")) as worker:
+            app = create_worker_app(worker, ours)
+            async with drains(stop, worker.drain):
+                announce({"role": "worker", "url": f"http://{authority(sock)}", "models": list(worker.cards)})
+                await serve(app, sock, stop=stop, drain_s=ours.drain_s)
