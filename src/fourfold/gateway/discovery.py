@@ -41,7 +41,7 @@ class _Peer:
     quoted_at_s: float = 0.0  #: wall clock
     rounds: int = 0  #: how often it was asked, whatever came
     failures: int = 0  #: in a row
-    last_error: FourfoldError | None = None
+    trouble: str | None = None  #: why the last round failed; None = it did not
     penalised_until_s: float = 0.0  #: monotonic clock
     s_per_megapixel: dict[str, float] = field(default_factory=dict)
     open_jobs: dict[str, int] = field(default_factory=dict)
@@ -124,9 +124,7 @@ class Discovery:
     def troubles(self) -> dict[str, str]:
         """Return, for each orchestrator without an offer, why."""
         return {
-            name: "not asked yet"
-            if not peer.rounds
-            else (peer.last_error.message if peer.last_error is not None else "offers no upscale model")
+            name: "not asked yet" if not peer.rounds else (peer.trouble or "offers no upscale model")
             for name, peer in self._peers.items()
             if not peer.quotes
         }
@@ -202,7 +200,7 @@ class Discovery:
         """Ask *peer*; callers at the same time share one question."""
         round_before = peer.rounds
         async with peer.lock:
-            if peer.rounds != round_before and peer.last_error is None:
+            if peer.rounds != round_before and peer.trouble is None:
                 return
             try:
                 quotes = await ask(peer.url, pins=self._pins, timeout_s=self._timeout_s)
@@ -214,10 +212,10 @@ class Discovery:
             self._note_quotes(peer, quotes)
 
     def _note_quotes(self, peer: _Peer, quotes: dict[str, Quote]) -> None:
-        if set(quotes) != set(peer.quotes) or peer.last_error is not None:
+        if set(quotes) != set(peer.quotes) or peer.trouble is not None:
             log.info("orchestrator_offers", extra={"orchestrator": str(peer.url), "models": sorted(quotes)})
         peer.quotes, peer.quoted_at_s = quotes, self._clock.time()
-        peer.failures, peer.last_error = 0, None
+        peer.failures, peer.trouble = 0, None
         self.seen_models.update(quotes)
         now_s = self._clock.monotonic()
         self._last_offered_at_s.update(dict.fromkeys(quotes, now_s))
@@ -231,7 +229,7 @@ class Discovery:
             if peer.quotes or peer.failures == 1:
                 log.warning("orchestrator_lost", extra={"orchestrator": str(peer.url), "reason": error.message})
             peer.quotes = {}
-        peer.last_error = error
+        peer.trouble = error.message
 
     def _is_ending(self, quote: Quote, peer: _Peer) -> bool:
         """Return whether the quote's token is in the last tenth of its life."""

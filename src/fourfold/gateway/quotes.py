@@ -79,33 +79,37 @@ async def _ask(orchestrator: OrchestratorUrl, certificate: Certificate, timeout_
             response_deserializer=OrchestratorInfo.FromString,
         )
 
-        async def get(request: OrchestratorRequest) -> OrchestratorInfo:
+        async def get(model_id: str | None = None) -> OrchestratorInfo | FourfoldError:
+            capabilities = None if model_id is None else demand(model_id)
             try:
-                return cast(OrchestratorInfo, await call(request, timeout=timeout_s))
+                answer = await call(OrchestratorRequest(capabilities=capabilities), timeout=timeout_s)
             except grpc.aio.AioRpcError as exc:
-                if exc.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
-                    raise UnreachableError(f"{orchestrator} did not answer: {exc.details()}") from exc
-                raise WorkerFailedError(f"{orchestrator} refused to quote: {exc.details()}") from exc
+                # Returned, and without its cause: a traceback would keep the call, and the call its connection.
+                status, details = exc.code(), exc.details()
+            else:
+                return cast(OrchestratorInfo, answer)
+            if status in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+                return UnreachableError(f"{orchestrator} did not answer: {details}")
+            return WorkerFailedError(f"{orchestrator} refused to quote: {details}")
 
-        listed = await get(OrchestratorRequest())
+        listed = await get()
+        if isinstance(listed, FourfoldError):
+            raise listed
         model_ids = list(offered_models(listed.capabilities))
         if len(model_ids) > _MAX_MODELS:
             raise WorkerFailedError(f"{orchestrator} lists {len(model_ids)} models, expected {_MAX_MODELS} at most")
-        infos = await asyncio.gather(
-            *(get(OrchestratorRequest(capabilities=demand(model_id))) for model_id in model_ids),
-            return_exceptions=True,
-        )
+        infos = await asyncio.gather(*(get(model_id) for model_id in model_ids))
     quotes: dict[str, Quote] = {}
-    failures: list[FourfoldError] = []
+    failure: str | None = None
     for model_id, info in zip(model_ids, infos, strict=True):
         try:
-            if isinstance(info, BaseException):
+            if isinstance(info, FourfoldError):
                 raise info
             quotes[model_id] = read_quote(info, model_id, seen_at=orchestrator)
         except FourfoldError as exc:
-            failures.append(exc)
-    if failures and not quotes:
-        raise failures[0]
+            failure = exc.message
+    if failure is not None and not quotes:
+        raise WorkerFailedError(failure)
     return quotes
 
 

@@ -1,0 +1,514 @@
+"""The forward flow against a network made of plain objects: which attempts are made, and how a job ends."""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from fourfold.config import GatewaySettings
+from fourfold.errors import (
+    BadResultError,
+    DeadlineExceededError,
+    EngineCrashedError,
+    FourfoldError,
+    InvalidCredentialsError,
+    InvalidImageError,
+    InvalidParameterError,
+    NoCapacityError,
+    NoOrchestratorError,
+    OutOfMemoryError,
+    PriceAboveMaxError,
+    UnknownModelError,
+    UnreachableError,
+    WorkerFailedError,
+)
+from fourfold.gateway.board import JobBoard
+from fourfold.gateway.dispatch import Delivered, Dispatcher, price_ceiling
+from fourfold.gateway.jobs import Job, JobState
+from fourfold.gateway.selection import Offer
+from fourfold.gateway.submission import Answer, WorkOrder
+from fourfold.protocol.units import Pixels, Price, Wei
+from fourfold.protocol.wire import UpscaleFields
+from fourfold.telemetry import Metrics
+from fourfold.testing.manual_clock import ManualClock
+
+MODEL = "fourfold/realesrgan-x4plus"
+FIELDS = UpscaleFields(model_id=MODEL, prompt="", safety_check=True, seed=None, num_inference_steps=None)
+
+
+def offer(name: str, **more: object) -> Offer:
+    url = f"https://{name}:8935"
+    return replace(Offer(url, url, MODEL, Price(Wei(10), Pixels(1)), True, 1, True), **more)
+
+
+@dataclass
+class Network:
+    """Discovery and submission in one: scripts by orchestrator, and a record of what was tried."""
+
+    listed: list[Offer]
+    #: What an orchestrator answers, attempt after attempt; an error, or None for success. Used up: success.
+    script: dict[str, list[FourfoldError | None]] = field(default_factory=dict)
+    tried: list[str] = field(default_factory=list)
+    orders: list[WorkOrder] = field(default_factory=list)
+    renewed: list[bool] = field(default_factory=list)
+    blamed: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    looks: int = 0
+    seen_models: set[str] = field(default_factory=set)
+    was_offered_lately: bool = False
+    hang: bool = False
+    first_round: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.first_round.set()
+
+    def offers(self, model_id: str | None = None) -> list[Offer]:
+        return [o for o in self.listed if model_id in (None, o.model_id)]
+
+    def offered_models(self) -> list[str]:
+        return sorted({o.model_id for o in self.listed})
+
+    def offered_lately(self, model_id: str | None, *, within_s: float) -> bool:
+        return self.was_offered_lately
+
+    def look_again(self) -> None:
+        self.looks += 1
+
+    def occupying(self, _: Offer) -> nullcontext[None]:
+        return nullcontext()
+
+    async def auth_token(self, _: Offer, *, renew: bool) -> str:
+        self.renewed.append(renew)
+        return "token"
+
+    def note_success(self, *_: object, **__: object) -> None: ...
+
+    def note_failure(self, offer: Offer, error: FourfoldError) -> None:
+        self.blamed.append(f"{name_of(offer)}:{error.code}")
+
+    async def submit(self, order: WorkOrder, offer: Offer, token: str, target: Path) -> Answer:
+        self.tried.append(name_of(offer))
+        self.orders.append(order)
+        if self.hang:
+            await asyncio.sleep(3600)
+        script = self.script.get(name_of(offer), [])
+        outcome = script.pop(0) if script else None
+        if outcome is not None:
+            raise outcome
+        target.write_bytes(b"picture")
+        return Answer(order.fields.seed or 0, False, "clean", True)
+
+    async def cancel(self, job_id: str, _: Offer) -> None:
+        self.cancelled.append(job_id)
+
+
+def name_of(offer: Offer) -> str:
+    return offer.orchestrator.removeprefix("https://").removesuffix(":8935")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A prepared picture of 3 x 2, and its recipe in one."""
+
+    path: Path
+    is_identity: bool = True
+    width: int = 3
+    height: int = 2
+
+    @property
+    def recipe(self) -> "Picture":
+        return self
+
+
+@dataclass
+class Codec:
+    is_identity: bool = True
+    refuse: FourfoldError | None = None
+    bad_results: int = 0
+    verified: list[tuple[int, int]] = field(default_factory=list)
+
+    async def prepare(self, source: Path, folder: Path, limits: object) -> Picture:
+        if self.refuse:
+            raise self.refuse
+        return Picture(source, self.is_identity)
+
+    async def verify(self, path: Path, width: int, height: int) -> None:
+        self.verified.append((width, height))
+        if self.bad_results:
+            self.bad_results -= 1
+            raise BadResultError("too small")
+
+    async def finish(self, image: Path, recipe: Picture, target: Path) -> None:
+        target.write_bytes(image.read_bytes() + b" with alpha")
+
+
+class Store:
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+
+    async def put(self, source: Path) -> str:
+        self.kept.append(source.read_bytes())
+        return "g/n.png"
+
+    def find(self, *_: str) -> None:
+        return None
+
+    async def sweep(self) -> int:
+        return 0
+
+
+@dataclass
+class Outcome:
+    job: Job
+    delivered: Delivered | None
+    error: FourfoldError | None
+    clock: ManualClock
+    store: Store
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image"
+    path.write_bytes(b"pixels")
+    return path
+
+
+class Bench:
+    """Runs jobs one after another through one dispatcher."""
+
+    def __init__(self, network: Network, codec: Codec | None = None, **settings: object) -> None:
+        self.clock = ManualClock(auto=True)
+        self.store = Store()
+        self.board = JobBoard(max_jobs=9, metrics=Metrics("gateway"), clock=self.clock)
+        self.dispatcher = Dispatcher(
+            GatewaySettings(**settings),
+            discovery=network,
+            submitter=network,
+            codec=codec or Codec(),
+            store=self.store,
+            metrics=Metrics("gateway"),
+            known=[MODEL, "known/other"],
+            clock=self.clock,
+            draw_seed=lambda: 4242,
+        )
+        self.count = 0
+
+    async def run(self, image: Path, fields: UpscaleFields = FIELDS) -> Outcome:
+        self.count += 1
+        delivered, error = None, None
+        try:
+            with self.board.open(f"j{self.count}") as open_job:
+                delivered = await self.dispatcher.upscale(
+                    open_job, image, fields, folder=image.parent, request_id="r"
+                )
+        except FourfoldError as exc:
+            error = exc
+        return Outcome(open_job.job, delivered, error, self.clock, self.store)
+
+
+async def run(network: Network, image: Path, codec: Codec | None = None, **settings: object) -> Outcome:
+    return await Bench(network, codec, **settings).run(image)
+
+
+async def test_the_best_offer_does_the_job(image: Path) -> None:
+    """One attempt, the fee of the offer, the worker's own bytes stored."""
+    network = Network([offer("a"), offer("b", s_per_megapixel=9.0)])
+    codec = Codec()
+
+    done = await run(network, image, codec)
+
+    assert done.delivered == Delivered("g/n.png", MODEL, 4242, False, "clean", Pixels(6), Wei(60))
+    assert network.tried == ["a"]
+    assert codec.verified == [(12, 8)]
+    assert done.store.kept == [b"picture"]
+    assert (done.job.state, done.job.attempts, done.job.model_id) == (JobState.SUCCEEDED, 1, MODEL)
+
+
+async def test_what_was_taken_away_is_put_back(image: Path) -> None:
+    """A recipe that is not the identity passes through `finish`."""
+    done = await run(Network([offer("a")]), image, Codec(is_identity=False))
+
+    assert done.store.kept == [b"picture with alpha"]
+
+
+@pytest.mark.parametrize(
+    "error", [NoCapacityError("x"), WorkerFailedError("x"), UnreachableError("x"), EngineCrashedError("x")]
+)
+async def test_a_failure_is_tried_elsewhere_at_once(image: Path, error: FourfoldError) -> None:
+    """With the same seed, under a new id, without a pause."""
+    network = Network([offer("a"), offer("b")], {"a": [error]})
+
+    done = await run(network, image)
+
+    assert network.tried == ["a", "b"]
+    assert done.clock.sleeps == []
+    assert [o.job_id for o in network.orders] == ["j1-1", "j1-2"]
+    assert {o.fields.seed for o in network.orders} == {4242}
+    assert done.job.state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**53 - 1])
+async def test_a_seed_that_was_asked_for_is_used(image: Path, seed: int) -> None:
+    """Zero is a seed."""
+    network = Network([offer("a")])
+    await Bench(network).run(image, replace(FIELDS, seed=seed))
+
+    assert network.orders[0].fields.seed == seed
+
+
+async def test_a_lone_orchestrator_is_tried_again_a_little_later(image: Path) -> None:
+    """A worker that was killed comes back."""
+    network = Network([offer("a")], {"a": [EngineCrashedError("killed"), NoCapacityError("restarting")]})
+
+    done = await run(network, image)
+
+    assert network.tried == ["a", "a", "a"]
+    assert done.clock.sleeps == [0.25, 0.5]
+    assert done.job.state is JobState.SUCCEEDED
+
+
+async def test_the_clients_own_fault_ends_the_job(image: Path) -> None:
+    """NEVER means never: nobody else is asked."""
+    network = Network([offer("a"), offer("b")], {"a": [InvalidParameterError("odd")]})
+
+    done = await run(network, image)
+
+    assert network.tried == ["a"]
+    assert isinstance(done.error, InvalidParameterError)
+    assert (done.job.state, done.job.error_code) == (JobState.FAILED, "invalid_parameter")
+
+
+async def test_a_refused_token_is_renewed_and_the_same_one_asked_again(image: Path) -> None:
+    """SAME means the same, with a fresh token."""
+    network = Network([offer("a"), offer("b")], {"a": [InvalidCredentialsError("expired")]})
+
+    done = await run(network, image)
+
+    assert network.tried == ["a", "a"]
+    assert network.renewed == [False, True]
+    assert done.job.state is JobState.SUCCEEDED
+
+
+async def test_renewing_has_an_end(image: Path) -> None:
+    """One that refuses fresh tokens too is left for another."""
+    network = Network([offer("a"), offer("b")], {"a": [InvalidCredentialsError("no")] * 9})
+
+    await run(network, image)
+
+    assert network.tried == ["a", "a", "a", "b"]
+
+
+async def test_a_wrong_result_is_the_workers_fault(image: Path) -> None:
+    """It is not given to the client; somebody else is asked."""
+    network = Network([offer("a"), offer("b")])
+
+    done = await run(network, image, Codec(bad_results=1))
+
+    assert network.tried == ["a", "b"]
+    assert network.blamed == ["a:bad_result"]
+    assert done.job.state is JobState.SUCCEEDED
+
+
+async def test_a_busy_network_is_waited_for_and_then_refused(image: Path) -> None:
+    """With growing pauses, for `capacity_wait_s` in all."""
+    network = Network([offer("a")], {"a": [NoCapacityError("full")] * 99})
+
+    done = await run(network, image, capacity_wait_s=10.0)
+
+    assert isinstance(done.error, NoCapacityError)
+    assert done.clock.sleeps == [0.25, 0.5, 1.0, 2.0, 4.0, 2.25]
+    assert len(network.tried) == 7
+
+
+async def test_failures_have_an_end(image: Path) -> None:
+    """Five of them, and the client is told the last one."""
+    network = Network([offer("a")], {"a": [WorkerFailedError(str(n)) for n in range(9)]})
+
+    done = await run(network, image)
+
+    assert len(network.tried) == 5
+    assert str(done.error) == "4"
+
+
+async def test_a_connection_that_breaks_for_ever_has_an_end(image: Path) -> None:
+    """Nobody's fault, so it costs waiting time; but not without limit."""
+    network = Network([offer("a")], {"a": [UnreachableError("reset")] * 99})
+
+    done = await run(network, image, capacity_wait_s=1000.0)
+
+    assert len(network.tried) == 20
+    assert isinstance(done.error, UnreachableError)
+
+
+async def test_two_crashes_end_the_job(image: Path) -> None:
+    """The input is suspected; it is not tried on a third."""
+    crash = EngineCrashedError("boom")
+    network = Network([offer("a"), offer("b"), offer("c")], {"a": [crash], "b": [crash]})
+    bench = Bench(network)
+
+    first = await bench.run(image)
+    second = await bench.run(image)
+
+    assert network.tried == ["a", "b"]
+    assert isinstance(first.error, EngineCrashedError)
+    assert isinstance(second.error, EngineCrashedError) and "third" in str(second.error)
+
+
+async def test_two_crashes_of_one_orchestrator_say_nothing_of_the_input(image: Path) -> None:
+    """Its machine may be ill: the next request is tried again."""
+    network = Network([offer("a")], {"a": [EngineCrashedError("boom")] * 2})
+    bench = Bench(network)
+
+    first = await bench.run(image)
+    second = await bench.run(image)
+
+    assert isinstance(first.error, EngineCrashedError)
+    assert second.job.state is JobState.SUCCEEDED
+
+
+async def test_another_input_is_not_under_suspicion(image: Path) -> None:
+    """Quarantine is of bytes."""
+    crash = EngineCrashedError("boom")
+    bench = Bench(Network([offer("a"), offer("b")], {"a": [crash], "b": [crash]}))
+    await bench.run(image)
+    image.write_bytes(b"other pixels")
+
+    assert (await bench.run(image)).job.state is JobState.SUCCEEDED
+
+
+async def test_running_out_of_memory_is_tried_where_there_may_be_more(image: Path) -> None:
+    """It is no crash of the input's making."""
+    network = Network([offer("a"), offer("b")], {"a": [OutOfMemoryError("small")]})
+
+    assert (await run(network, image)).job.state is JobState.SUCCEEDED
+    assert network.tried == ["a", "b"]
+
+
+async def test_a_deadline_covers_everything(image: Path) -> None:
+    """The job expires, and the orchestrator is told."""
+    network = Network([offer("a")], hang=True)
+    bench = Bench(network, job_deadline_s=0.05)
+
+    async with bench.dispatcher:
+        done = await bench.run(image)
+
+    assert isinstance(done.error, DeadlineExceededError)
+    assert (done.job.state, done.job.error_code) == (JobState.EXPIRED, "deadline_exceeded")
+    assert network.cancelled == ["j1-1"]
+
+
+async def test_a_cancelled_job_is_cancelled_there(image: Path) -> None:
+    """Leaving the dispatcher waits until that is told."""
+    network = Network([offer("a")], hang=True)
+    bench = Bench(network)
+    async with bench.dispatcher:
+        job = asyncio.create_task(bench.run(image))
+        while not network.tried:
+            await asyncio.sleep(0.001)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+
+    assert network.cancelled == ["j1-1"]
+
+
+async def test_a_bad_picture_goes_to_nobody(image: Path) -> None:
+    """It is refused before an orchestrator hears of it."""
+    network = Network([offer("a")])
+
+    done = await run(network, image, Codec(refuse=InvalidImageError("truncated")))
+
+    assert network.tried == []
+    assert isinstance(done.error, InvalidImageError)
+
+
+@pytest.mark.parametrize(
+    ("model_id", "error"), [("known/other", NoOrchestratorError), ("nobody/knows", UnknownModelError)]
+)
+async def test_a_model_that_is_not_offered(image: Path, model_id: str, error: type[FourfoldError]) -> None:
+    """Known or not makes the difference between 503 and 400; neither is waited for."""
+    bench = Bench(Network([offer("a")]))
+
+    done = await bench.run(image, replace(FIELDS, model_id=model_id))
+
+    assert type(done.error) is error
+    assert MODEL in str(done.error)
+    assert bench.clock.sleeps == []
+
+
+async def test_a_model_that_just_left_is_waited_for(image: Path) -> None:
+    """Its worker may be restarting."""
+    network = Network([], was_offered_lately=True)
+    bench = Bench(network)
+    sleep = bench.clock.sleep
+
+    async def sleep_and_return(seconds: float) -> None:
+        await sleep(seconds)
+        if len(bench.clock.sleeps) == 3:
+            network.listed.append(offer("a"))
+
+    bench.clock.sleep = sleep_and_return
+
+    assert (await bench.run(image)).job.state is JobState.SUCCEEDED
+    assert network.looks == 3
+
+
+async def test_a_model_that_leaves_in_the_middle_is_waited_for(image: Path) -> None:
+    """And the last thing that went wrong is told in the end."""
+    network = Network([offer("a")], {"a": [UnreachableError("gone")]})
+    bench = Bench(network, capacity_wait_s=2.0)
+    note_failure = network.note_failure
+
+    def leave(offer: Offer, error: FourfoldError) -> None:
+        note_failure(offer, error)
+        network.listed.clear()
+
+    network.note_failure = leave
+
+    done = await bench.run(image)
+
+    assert isinstance(done.error, UnreachableError)
+    assert sum(bench.clock.sleeps) == 2.0
+    assert network.looks == len(bench.clock.sleeps)
+
+
+@pytest.mark.parametrize(("ceiling", "is_done"), [(3e-14, True), (2.999e-14, False)])
+async def test_the_ceiling_is_exact(image: Path, ceiling: float, is_done: bool) -> None:
+    """10 wei at 3000 USD per ETH is 3e-14 USD: that passes, anything less does not."""
+    done = await run(Network([offer("a")]), image, max_price_usd=ceiling)
+
+    assert (done.job.state is JobState.SUCCEEDED) == is_done
+    assert is_done or isinstance(done.error, PriceAboveMaxError)
+
+
+def test_the_ceiling_in_wei() -> None:
+    """The price of the design, and none."""
+    assert price_ceiling(GatewaySettings(max_price_usd=1.9073484e-08)) == Price(Wei(6_357_828), Pixels(1))
+    assert price_ceiling(GatewaySettings()) is None
+
+
+async def test_aliases_and_the_operators_default(image: Path) -> None:
+    """An alias is followed for a named model; a request that names none gets the default."""
+    network = Network([offer("a")])
+    bench = Bench(network, model_aliases={"old/name": MODEL}, default_model=MODEL)
+
+    await bench.run(image, replace(FIELDS, model_id="old/name"))
+    await bench.run(image, replace(FIELDS, model_id=""))
+
+    assert [o.fields.model_id for o in network.orders] == [MODEL, MODEL]
+
+
+def offers_of(names: Iterable[str]) -> list[Offer]:
+    return [offer(name) for name in names]
+
+
+async def test_everyone_is_tried_once_before_anyone_is_tried_twice(image: Path) -> None:
+    """Refusals for want of room go round."""
+    network = Network(offers_of("abc"), {name: [NoCapacityError("full")] for name in "abc"})
+
+    await run(network, image)
+
+    assert network.tried == ["a", "b", "c", "a"]
