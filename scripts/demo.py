@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -82,9 +82,9 @@ def run(photo: Path, model_id: str, out: Path) -> None:
         answer = post(client, photo, model_id)
         result.write_bytes(download(client, answer.url))
         usd = price_usd(client, answer)
-        stages = [*worker_stages(log), *gateway_stages(client)]
+        stages = stage_lines(dict(gateway_stages(client)), dict(worker_stages(log)))
         say("stopping", "the worker, the orchestrator and the gateway")
-    compare(photo, result, comparison)
+    compare(photo, result, comparison, answer.headers["Fourfold-Model"])
     report(photo, result, answer, usd, stages)
     say("look at", f"{shown(comparison)} and {shown(result)}")
 
@@ -211,6 +211,14 @@ def price_usd(client: httpx2.Client, answer: Answer) -> float:
     return float(offer["usd_per_input_pixel"]) * int(answer.headers["Fourfold-Input-Pixels"])
 
 
+def stage_lines(gateway: Mapping[str, float], worker: Mapping[str, float]) -> Iterator[str]:
+    """Yield a line for each stage in the order of a job's life; the worker's are a part of the gateway's submit."""
+    for stage, seconds in gateway.items():
+        yield f"{seconds:8.3f} s  {stage}"
+        if stage == "submit":
+            yield from (f"{seconds:8.3f} s    at the worker: {stage}" for stage, seconds in worker.items())
+
+
 def worker_stages(log: Path) -> Iterator[tuple[str, float]]:
     """Yield the seconds that the worker logged for its one order."""
     for line in log.read_text(errors="replace").splitlines():
@@ -218,23 +226,23 @@ def worker_stages(log: Path) -> Iterator[tuple[str, float]]:
         if facts.get("event") == "order_done":
             for name, value in facts.items():
                 if name.endswith("_s"):
-                    yield f"worker: {name.removesuffix('_s')}", float(value)
+                    yield name.removesuffix("_s"), float(value)
 
 
 def gateway_stages(client: httpx2.Client) -> Iterator[tuple[str, float]]:
     """Yield the seconds that the gateway measured; there was one job, so a stage's sum is its time."""
     pattern = re.compile(r'^fourfold_stage_seconds_sum\{.*?stage="(\w+)".*?\} (\S+)$', re.MULTILINE)
     for stage, seconds in pattern.findall(client.get("/metrics").text):
-        yield f"gateway: {stage}", float(seconds)
+        yield stage, float(seconds)
 
 
-def compare(photo: Path, result: Path, target: Path) -> None:
+def compare(photo: Path, result: Path, target: Path, model_id: str) -> None:
     """Write both pictures at the same size side by side, each under its label."""
     with Image.open(photo) as before, Image.open(result) as after:
         enlarged = before.convert("RGB").resize(after.size, Image.Resampling.BICUBIC)
         labels = (
             f"before: {before.width} x {before.height}, enlarged by bicubic interpolation",
-            f"after: {after.width} x {after.height}, by Fourfold",
+            f"after: {after.width} x {after.height}, {model_id}",
         )
         sheet = Image.new("RGB", (2 * after.width + LABEL_PX // 4, after.height + LABEL_PX), "white")
         draw = ImageDraw.Draw(sheet)
@@ -245,7 +253,7 @@ def compare(photo: Path, result: Path, target: Path) -> None:
         sheet.save(target)
 
 
-def report(photo: Path, result: Path, answer: Answer, usd: float, stages: list[tuple[str, float]]) -> None:
+def report(photo: Path, result: Path, answer: Answer, usd: float, stages: Iterable[str]) -> None:
     """Print what came of it."""
     headers = answer.headers
     with Image.open(photo) as before, Image.open(result) as after:
@@ -254,8 +262,8 @@ def report(photo: Path, result: Path, answer: Answer, usd: float, stages: list[t
     say("seed", str(answer.seed))
     say("fee", f"{int(headers['Fourfold-Fee-Wei']):,} wei = {usd:.6f} USD (counted, nothing is charged)")
     say("time", f"{answer.seconds:.2f} s, of which")
-    for stage, seconds in stages:
-        say("", f"{seconds:8.3f} s  {stage}")
+    for line in stages:
+        say("", line)
 
 
 if __name__ == "__main__":
