@@ -137,13 +137,16 @@ async def _through(
     on_progress: OnProgress,
 ) -> dict[str, Any]:
     """Upscale *image* to *target* through *gateway*; return the facts."""
-    from fourfold.client import AsyncClient
+    from fourfold.client import AsyncClient, Options
 
+    options = Options(prompt=prompt)
+    if model_id is not None:
+        options["model_id"] = model_id
+    if seed is not None:
+        options["seed"] = seed
     async with AsyncClient(gateway) as client:
-        done = await client.upscale(image, prompt=prompt, model_id=model_id or "", seed=seed)
-        on_progress(0, 1)
-        await client.download(done.url, target)
-        on_progress(1, 1)
+        done = await client.upscale(image, **options)
+        await client.download(done, target, on_progress=lambda got, total: on_progress(got, total or got))
     return {
         "model_id": done.model_id,
         "seed": done.seed,

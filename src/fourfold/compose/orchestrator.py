@@ -32,7 +32,7 @@ _ANY_HOST: Final = frozenset({"0.0.0.0", "::"})  # compared with, not bound to
 def sold_models(path: Path | None) -> tuple[ModelConfig, ...]:
     """Return what is sold: the entries of the file, else every embedded model with the default one warm.
 
-    Raises: ConfigError if the file cannot be read, is wrong, or sells nothing.
+    Raises: ConfigError if the file cannot be read or is wrong.
     """
     if path is None:
         return tuple(
@@ -43,10 +43,7 @@ def sold_models(path: Path | None) -> tuple[ModelConfig, ...]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"cannot read the models file {path}: {exc}") from exc
-    models = parse_models(text, source=str(path))
-    if not models:
-        raise ConfigError(f"{path} sells nothing; expected at least one entry, e.g. for {DEFAULT_MODEL}")
-    return models
+    return parse_models(text, source=str(path))
 
 
 @dataclass(frozen=True, slots=True)

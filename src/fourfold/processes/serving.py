@@ -70,7 +70,7 @@ async def serve(
     config.h2_max_header_list_size = _HEADER_BYTES
     config.keep_alive_timeout = 75
     config.include_server_header = False
-    config.errorlog = logging.getLogger("fourfold.http")
+    config.errorlog = _server_log()
     config.accesslog = None
     if tls is not None:
         config.certfile, config.keyfile = str(tls[0]), str(tls[1])
@@ -78,6 +78,13 @@ async def serve(
     await worker_serve(
         wrap_app(app, config.wsgi_max_body_size, "asgi"), config, sockets=sockets, shutdown_trigger=stop.wait
     )
+
+
+def _server_log() -> logging.Logger:
+    """Return where Hypercorn writes: its warnings and errors, not its greetings."""
+    log = logging.getLogger("fourfold.http")
+    log.setLevel(logging.WARNING)
+    return log
 
 
 async def unless_gone(receive: Callable[[], Awaitable[Any]], work: Coroutine[Any, Any, _T], *, name: str) -> _T:
