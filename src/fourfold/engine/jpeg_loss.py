@@ -44,10 +44,12 @@ def jpeg_loss(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Returns:
         The same shape; equal to libjpeg's result within a few levels: its integer transforms round elsewhere.
     """
-    ycc = np.rint(rgb @ np.array(_TO_YCC, np.float32).T + np.array([0, 128, 128], np.float32))
+    ycc: NDArray[np.float32] = np.rint(rgb @ np.array(_TO_YCC, np.float32).T + np.array([0, 128, 128], np.float32))
     planes = [_quantise(ycc[..., 0], _LUMA)]
     planes += [_double(_quantise(_halve(ycc[..., channel]), _CHROMA)) - 128 for channel in (1, 2)]
-    return np.rint(np.clip(np.stack(planes, axis=-1) @ np.array(_TO_RGB, np.float32).T, 0, 255)).astype(np.uint8)
+    lossy = np.stack(planes, axis=-1) @ np.array(_TO_RGB, np.float32).T
+    result: NDArray[np.uint8] = np.rint(np.clip(lossy, 0, 255)).astype(np.uint8)
+    return result
 
 
 def _quantise(plane: NDArray[np.float32], table: tuple[tuple[int, ...], ...]) -> NDArray[np.float32]:
@@ -56,29 +58,36 @@ def _quantise(plane: NDArray[np.float32], table: tuple[tuple[int, ...], ...]) ->
     blocks = plane.reshape(height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK).swapaxes(1, 2) - 128
     basis, steps = _cosines(), np.array(table, np.float32)
     kept = np.rint(basis @ blocks @ basis.T / steps) * steps
-    lossy = np.clip(np.rint(basis.T @ kept @ basis + 128), 0, 255)
-    return lossy.swapaxes(1, 2).reshape(height, width).astype(np.float32)
+    lossy: NDArray[np.float32] = np.clip(np.rint(basis.T @ kept @ basis + 128), 0, 255)
+    return lossy.swapaxes(1, 2).reshape(height, width)
 
 
 def _cosines() -> NDArray[np.float32]:
     """Return the orthonormal DCT-II: row k holds frequency k."""
     k, n = np.mgrid[:_BLOCK, :_BLOCK]
-    rows = np.cos(np.pi * (2 * n + 1) * k / (2 * _BLOCK)) * np.sqrt(2 / _BLOCK)
-    rows[0] /= np.sqrt(2)
-    return rows.astype(np.float32)
+    rows: NDArray[np.float32] = np.cos(np.pi * (2 * n + 1) * k / (2 * _BLOCK)).astype(np.float32)
+    rows[0] *= np.sqrt(0.5)
+    return rows * np.float32(np.sqrt(2 / _BLOCK))
 
 
 def _halve(plane: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the rounded mean of each 2x2 square."""
     height, width = plane.shape
-    return np.floor(plane.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3)) + 0.5).astype(np.float32)
+    mean: NDArray[np.float32] = plane.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3))
+    return _round_up(mean)
 
 
 def _double(plane: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return *plane* twice as large: each new pixel 3/4 of the nearest old one and 1/4 of the next, along both sides."""
+    """Return *plane* twice as large: a new pixel is 3/4 of the nearest old one and 1/4 of the next, on both sides."""
     for _ in range(2):
         padded = np.pad(plane, ((1, 1), (0, 0)), mode="edge")
         near, before, after = padded[1:-1], padded[:-2], padded[2:]
-        doubled = np.stack([near * 0.75 + before * 0.25, near * 0.75 + after * 0.25], axis=1)
+        doubled = np.stack([0.75 * near + 0.25 * before, 0.75 * near + 0.25 * after], axis=1)
         plane = doubled.reshape(-1, plane.shape[1]).T
-    return np.floor(plane + 0.5)
+    return _round_up(plane)
+
+
+def _round_up(plane: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return *plane* in whole numbers, halves upwards as libjpeg does."""
+    rounded: NDArray[np.float32] = np.floor(plane + np.float32(0.5))
+    return rounded

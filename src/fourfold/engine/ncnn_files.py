@@ -89,7 +89,7 @@ class NearestUpscale:
 
 @dataclass(frozen=True, slots=True)
 class PixelShuffle:
-    """Channels become space: output channel c is woven of the input channels ``c * factor**2 + (0 .. factor**2 - 1)``."""
+    """Channels become space: output channel c is woven of *factor* squared ones, from ``c * factor**2`` on."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]

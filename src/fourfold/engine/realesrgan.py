@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
+from fourfold.engine.admission import check_image, plan_job
 from fourfold.engine.base import EngineCard, EngineEvent, EngineJob, Precision, RegionDone
-from fourfold.engine.checks import check_image
 from fourfold.engine.inference import Inference, Tuning
 from fourfold.engine.ncnn_files import read_network
 from fourfold.engine.pieces import join
 from fourfold.engine.settings import EngineSettings
-from fourfold.engine.tiling import Box, Tile, plan_tiles
+from fourfold.engine.tiling import Box, Tile
 from fourfold.engine.turns import Turns, Work
 from fourfold.engine.weights import read_weights
-from fourfold.errors import OutOfMemoryError
 
 MODEL_TO_TUNING: Final[Mapping[str, Tuning]] = MappingProxyType(
     {
@@ -23,9 +22,6 @@ MODEL_TO_TUNING: Final[Mapping[str, Tuning]] = MappingProxyType(
         "fourfold/realesr-animevideov3": Tuning(parts=1, small_pixels=16_384),
     }
 )
-
-SMALLEST_CORE_PX: Final = 64
-"""Cores get smaller than the card says only where the memory budget asks for it, and never smaller than this."""
 
 
 class RealEsrganEngine:
@@ -61,7 +57,7 @@ class RealEsrganEngine:
         check_image(job.image)
         height, width = job.image.shape[:2]
         is_bf16 = self._is_bf16(job)
-        tiles, notes = self._plan(width, height, is_bf16)
+        tiles, notes = plan_job(self._card, width, height, budget_bytes=self._settings.memory_budget_bytes)
         window = tiles[0].window
         inference = self._inference(is_bf16)
         self._turns.admit(
@@ -98,25 +94,6 @@ class RealEsrganEngine:
                 self._network, is_bf16=is_bf16, threads=self._settings.threads, tuning=self._tuning
             )
         return self._is_bf16_to_inference[is_bf16]
-
-    def _plan(self, width: int, height: int, is_bf16: bool) -> tuple[Sequence[Tile], dict[str, Any]]:
-        """Return the tiles for a picture of this size within the memory budget, and what to note about them."""
-        card, budget = self._card, self._settings.memory_budget_bytes
-        most = card.tile_pixels if budget is None else min(card.tile_pixels, card.tile_pixels_within(budget))
-        for core_px in (card.core_px, min(card.core_px, SMALLEST_CORE_PX)):
-            tiles = plan_tiles(width, height, margin_px=card.margin_px, max_tile_pixels=most, min_core_px=core_px)
-            if tiles is not None:
-                notes: dict[str, Any] = {"tiles": len(tiles), "margin_px": card.margin_px}
-                if core_px < card.core_px:
-                    notes["warnings"] = [f"the memory budget of {budget} bytes allows only small tiles: slower"]
-                return tiles, notes
-        smallest = min(width, SMALLEST_CORE_PX + 2 * card.margin_px) * min(
-            height, SMALLEST_CORE_PX + 2 * card.margin_px
-        )
-        raise OutOfMemoryError(
-            f"a picture of {width}x{height} needs {card.peak_bytes(smallest)} bytes even in the smallest tiles of "
-            f"{card.model_id}, the budget is {budget} bytes"
-        )
 
     def _work(self, job: EngineJob, tiles: Sequence[Tile], inference: Inference) -> Work:
         scale = self._card.scale

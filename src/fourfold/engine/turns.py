@@ -64,7 +64,7 @@ class Turns:
             self._turns.append(_Turn(job_id, work, total, notes))
 
     def step(self) -> list[EngineEvent]:
-        """Take one step of the job whose turn it is; return what changed: nothing without jobs, or if it was cancelled."""
+        """Take one step of the job whose turn it is; return what changed, which for a cancelled job is nothing."""
         with self._lock:
             if not self._turns:
                 return []

@@ -1,0 +1,52 @@
+"""What every engine does with a job before it takes it: look at the array, and plan its tiles within the memory."""
+
+from typing import Any, Final
+
+import numpy as np
+
+from fourfold.engine.base import EngineCard
+from fourfold.engine.tiling import Tile, plan_tiles
+from fourfold.errors import InvalidImageError, OutOfMemoryError
+
+SMALLEST_CORE_PX: Final = 64
+"""Cores get smaller than the card says only where the memory budget asks for it, and never smaller than this."""
+
+
+def check_image(image: object) -> None:
+    """Raise InvalidImageError unless *image* is ``[h, w, 3]`` of uint8 or uint16 with h, w >= 1."""
+    if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.uint16):
+        kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+        raise InvalidImageError(f"an image must be an array of uint8 or uint16, got {kind}")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InvalidImageError(f"an image must be [h, w, 3] with h, w >= 1, got {list(image.shape)}")
+
+
+def plan_job(
+    card: EngineCard, width: int, height: int, *, budget_bytes: int | None
+) -> tuple[tuple[Tile, ...], dict[str, Any]]:
+    """Return the tiles of a picture, and what the job's end should say about them.
+
+    Args:
+        card: of the model that is to run.
+        width: the picture's, pixels, >= 1.
+        height: the picture's, pixels, >= 1.
+        budget_bytes: the model and a running tile together stay below it; None = as the card says.
+
+    Raises:
+        OutOfMemoryError: by the card's formula not even the smallest tile fits.
+    """
+    most = card.tile_pixels if budget_bytes is None else min(card.tile_pixels, card.tile_pixels_within(budget_bytes))
+    smallest_px = min(card.core_px, SMALLEST_CORE_PX)
+    for core_px in (card.core_px, smallest_px):
+        tiles = plan_tiles(width, height, margin_px=card.margin_px, max_tile_pixels=most, min_core_px=core_px)
+        if tiles is None:
+            continue
+        notes: dict[str, Any] = {"tiles": len(tiles), "margin_px": card.margin_px}
+        if core_px < card.core_px:
+            notes["warnings"] = [f"the memory budget of {budget_bytes} bytes allows only small tiles, which is slower"]
+        return tiles, notes
+    sides = (min(side, smallest_px + 2 * card.margin_px) for side in (width, height))
+    raise OutOfMemoryError(
+        f"a picture of {width}x{height} needs {card.peak_bytes(next(sides) * next(sides))} bytes even in the smallest "
+        f"tiles of {card.model_id}; the memory budget is {budget_bytes} bytes"
+    )
