@@ -201,9 +201,7 @@ class Bench:
         delivered, error = None, None
         try:
             with self.board.open(f"j{self.count}") as open_job:
-                delivered = await self.dispatcher.upscale(
-                    open_job, image, fields, folder=image.parent, request_id="r"
-                )
+                delivered = await self.dispatcher.upscale(open_job, image, fields, folder=image.parent, request_id="r")
         except FourfoldError as exc:
             error = exc
         return Outcome(open_job.job, delivered, error, self.clock, self.store)
