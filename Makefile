@@ -29,6 +29,7 @@ check: dev ## Format, lint, types, import contracts, and the tests that take sec
 	$(PYTEST) -m "not slow" $(QUICK)
 
 test: dev $(SDK_STAMPS) ## Every test: also slow ones, real processes, other people's SDKs
+	@scripts/system.sh
 	$(PYTEST) tests
 
 demo: install ## A real gateway, orchestrator and worker upscale a photo; the pictures are left in demo/

@@ -1,21 +1,18 @@
 """A real network for other people's SDKs to talk to: the installed command, real processes, loopback."""
 
 import json
-import signal
 import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from fourfold.testing.processes import running
+
 ROOT = Path(__file__).resolve().parents[3]
-READY_S = 120.0
 CALL_S = 120.0
-DRAIN_S = 45.0
 #: Small enough to be exceeded cheaply.
 MAX_PIXELS = 65_536
 MAX_UPLOAD_BYTES = 1_000_000
@@ -33,37 +30,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("network")
     settings = folder / "fourfold.toml"
     settings.write_text(SETTINGS)
-    command = Path(sys.executable).with_name("fourfold")
-    arguments = ["--config", settings, "--data-dir", folder / "data", "--port", "0", "--orchestrator-port", "0"]
-    log = folder / "log"
-    with (
-        log.open("wb") as log_file,
-        subprocess.Popen(
-            [command, "up", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log_file
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            ready = first_line(process.stdout)
-            assert ready, f"the network did not start:\n{log.read_text()}"
-            yield json.loads(ready)["gateway"]
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                status = process.wait(DRAIN_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
-        assert status == 0, f"the network ended with status {status}:\n{log.read_text()}"
-
-
-def first_line(stdout: IO[bytes]) -> bytes:
-    """Return the first line, or nothing if it does not come in time."""
-    lines: list[bytes] = []
-    reader = threading.Thread(target=lambda: lines.append(stdout.readline()), daemon=True)
-    reader.start()
-    reader.join(READY_S)
-    return lines[0] if lines else b""
+    flags = ["--config", str(settings), "--data-dir", str(folder / "data"), "--port", "0", "--orchestrator-port", "0"]
+    with running("up", *flags) as command:
+        yield command.ready["gateway"]
 
 
 @pytest.fixture(scope="session")
@@ -76,11 +45,17 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def livepeer_ai(gateway: str) -> Callable[..., dict[str, Any]]:
-    """Return the function that makes one call with the SDK and returns what the application sees."""
+def livepeer_ai_python() -> Path:
+    """The interpreter of the SDK's own environment."""
     python = ROOT / ".venvs" / "livepeer-ai" / "bin" / "python"
     if not python.exists():
         pytest.skip("the SDK livepeer-ai is not installed: scripts/sdk_livepeer_ai.sh, which `make test` runs")
+    return python
+
+
+@pytest.fixture(scope="session")
+def livepeer_ai(gateway: str, livepeer_ai_python: Path) -> Callable[..., dict[str, Any]]:
+    """Return the function that makes one call with the SDK and returns what the application sees."""
 
     def call(
         image: Path,
@@ -99,7 +74,7 @@ def livepeer_ai(gateway: str) -> Callable[..., dict[str, Any]]:
             "is_async": is_async,
         }
         done = subprocess.run(
-            [python, Path(__file__).with_name("livepeer_ai_client.py")],
+            [livepeer_ai_python, Path(__file__).with_name("livepeer_ai_client.py")],
             input=json.dumps(order),
             capture_output=True,
             text=True,

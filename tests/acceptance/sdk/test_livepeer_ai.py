@@ -6,6 +6,8 @@ are ``SDKError``; an error body of another shape would end in a pydantic error i
 
 import io
 import json
+import re
+import subprocess
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 Call = Callable[..., dict[str, Any]]
 
+ROOT = Path(__file__).resolve().parents[3]
 X4PLUS = "fourfold/realesrgan-x4plus"
 LANCZOS = "fourfold/lanczos"
 
@@ -147,3 +150,19 @@ def test_a_known_model_that_nobody_offers_is_503(livepeer_ai: Call, photo: Path)
     body = json.loads(seen["body"])
     assert body["error"]["code"] == "no_orchestrator"
     assert X4PLUS in body["detail"]["msg"]
+
+
+def test_the_lines_in_the_readme_work(gateway: str, livepeer_ai_python: Path) -> None:
+    """They print the URL of the example photo at four times its size."""
+    [lines] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+    done = subprocess.run(
+        [livepeer_ai_python, "-c", lines.replace("http://127.0.0.1:9935", gateway)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert download(done.stdout.strip()).size == (1024, 768)
