@@ -43,7 +43,7 @@ def _root(
 
 def run() -> None:
     """Run the command line and exit with its status."""
-    from fourfold.cli import roles, upscale  # noqa: F401  # each adds its commands to `app`
+    from fourfold.cli import machine, roles, upscale  # noqa: F401  # each adds its commands to `app`
 
     try:
         app()

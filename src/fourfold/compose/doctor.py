@@ -1,0 +1,142 @@
+"""Look at this machine with a worker's, an orchestrator's and a gateway's needs in mind; change nothing."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from fourfold.compose.common import embedded_cards
+from fourfold.compose.worker import device_limits, usable_cores
+from fourfold.config import Settings
+from fourfold.engine.base import EngineCard
+from fourfold.engine.registry import cards
+from fourfold.engine.settings import has_bf16
+from fourfold.engine.weights import read_weights
+from fourfold.errors import ConfigError, FourfoldError
+from fourfold.processes.serving import listen
+
+_NEEDED_PYTHON: Final = (3, 11)
+_FREE_BYTES: Final = 2**30
+_GIB: Final = 2**30
+_NVIDIA_S: Final = 10
+
+Verdict = Enum("Verdict", {"OK": "ok", "WARN": "warn", "FAIL": "fail"})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    verdict: Verdict
+    found: str  #: what is there
+    advice: str = ""  #: what to do; empty where all is well
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Yield what was found, one subject at a time."""
+    yield _python()
+    yield _cores(settings)
+    yield _bf16()
+    yield from _memory(settings)
+    yield from _gpu()
+    yield _port("gateway", settings.gateway.host, settings.gateway.port)
+    yield _port("orchestrator", settings.orchestrator.host, settings.orchestrator.port)
+    yield _disk(settings.data_dir)
+    for card in embedded_cards().values():
+        yield _weights(card)
+
+
+def _python() -> Finding:
+    found = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    if sys.version_info < _NEEDED_PYTHON:
+        return Finding("python", Verdict.FAIL, found, "install Python 3.11 or later")
+    return Finding("python", Verdict.OK, found)
+
+
+def _cores(settings: Settings) -> Finding:
+    cores, threads = usable_cores(), settings.worker.threads
+    found = f"{cores} usable cores, the engine takes {threads or cores}"
+    if threads > cores:
+        return Finding("cores", Verdict.WARN, found, f"set worker.threads to {cores} or less: more only get in the way")
+    return Finding("cores", Verdict.OK, found)
+
+
+def _bf16() -> Finding:
+    if has_bf16():
+        return Finding("bf16", Verdict.OK, "the processor multiplies bfloat16: about twice as fast")
+    return Finding("bf16", Verdict.OK, "the processor has no bfloat16: models run in float32")
+
+
+def _memory(settings: Settings) -> Iterator[Finding]:
+    budget = device_limits(settings.worker).memory_bytes
+    total = psutil.virtual_memory().total
+    found = f"{total / _GIB:.1f} GiB, of which a device may use {budget / _GIB:.1f}"
+    if budget > total:
+        yield Finding("memory", Verdict.FAIL, found, "lower worker.memory_bytes")
+    else:
+        yield Finding("memory", Verdict.OK, found)
+    for card in embedded_cards().values():
+        needed = card.peak_bytes((card.core_px + 2 * card.margin_px) ** 2)
+        if needed > budget:
+            advice = "raise worker.memory_bytes, or leave the model out of worker.models"
+            yield Finding(f"memory for {card.model_id}", Verdict.WARN, f"needs {needed / _GIB:.1f} GiB", advice)
+
+
+def _gpu() -> Iterator[Finding]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        yield Finding("gpu", Verdict.OK, "none seen (no nvidia-smi): the embedded models run on the processor")
+        return
+    command = [tool, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as exc:
+        yield Finding("gpu", Verdict.WARN, f"nvidia-smi failed: {type(exc).__name__}", "look at the driver")
+        return
+    for number, line in enumerate(lines.strip().splitlines()):
+        name, total, free = (part.strip() for part in line.split(","))
+        yield Finding(f"gpu {number}", Verdict.OK, f"{name}, {free} of {total} MiB free")
+        for card in cards().values():
+            if card.fixed_bytes / 2**20 > float(total):
+                found = f"{card.model_id} needs {card.fixed_bytes / _GIB:.1f} GiB of it"
+                yield Finding(f"gpu {number}", Verdict.WARN, found, "leave the model to a larger device")
+
+
+def _port(role: str, host: str, port: int) -> Finding:
+    subject = f"{role}'s port"
+    try:
+        listen(host, port).close()
+    except ConfigError as exc:
+        return Finding(subject, Verdict.WARN, str(exc), f"stop what uses it, or set {role}.port")
+    return Finding(subject, Verdict.OK, f"{host}:{port} is free")
+
+
+def _disk(folder: Path) -> Finding:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    found = f"{folder}: {free / _GIB:.1f} GiB free"
+    if not os.access(there, os.W_OK):
+        return Finding("disk", Verdict.FAIL, f"{folder} cannot be written", "choose another with --data-dir")
+    if free < _FREE_BYTES:
+        return Finding(
+            "disk", Verdict.WARN, found, "make room: one large result takes hundreds of MiB while it is made"
+        )
+    return Finding("disk", Verdict.OK, found)
+
+
+def _weights(card: EngineCard) -> Finding:
+    try:
+        for file in card.weights:
+            read_weights(file)
+    except FourfoldError as exc:
+        return Finding(card.model_id, Verdict.FAIL, exc.message, "install fourfold again")
+    return Finding(card.model_id, Verdict.OK, "its weights are the pinned ones" if card.weights else "needs no weights")
