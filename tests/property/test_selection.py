@@ -1,5 +1,6 @@
 """Laws of ranking and of the choice of a model."""
 
+import itertools
 from fractions import Fraction
 
 import pytest
@@ -55,7 +56,7 @@ def test_nobody_above_the_ceiling_is_chosen(offers: list[Offer], ceiling: Price 
 def test_order_of_precedence(offers: list[Offer], n: Pixels) -> None:
     """Those without room come last, before them the penalised; among equals the sooner, then the cheaper, is first."""
     ranked = rank(offers, input_pixels=n)
-    for earlier, later in zip(ranked, ranked[1:], strict=False):
+    for earlier, later in itertools.pairwise(ranked):
         one = (earlier.capacity == 0, earlier.is_penalised)
         other = (later.capacity == 0, later.is_penalised)
         assert one <= other
@@ -103,7 +104,7 @@ def test_a_named_model_is_never_substituted(requested: str, offered: frozenset[s
 def test_a_request_that_names_none_gets_what_is_offered(
     offered: frozenset[str], known: frozenset[str], default: str | None
 ) -> None:
-    """The operator's default if offered; else Livepeer's, ours, the lowest id, in this order; never an unknown model."""
+    """The operator's default if offered; else Livepeer's, ours, the lowest id, in this order."""
     try:
         chosen = resolve_model("", offered=offered, known=known, default_model=default)
     except NoOrchestratorError:
