@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 _MAX_GRPC_BYTES: Final = 256 * 1024
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
-_PORT: Final = re.compile(r":\d+\Z")
 
 
 class StoredResult(Protocol):
@@ -109,19 +108,18 @@ class ServiceAddress:
         self._url = url.rstrip("/") if url else None
 
     def of_request(self, scope: Mapping[str, Any], authority: str) -> str:
-        """Return the base URL for the caller of an HTTP request."""
-        return self._of(scope["scheme"], authority, (scope.get("server") or (None, None))[1])
+        """Return the base URL for the caller of an HTTP request: by the name that it used."""
+        return self._url or f"{scope['scheme']}://{authority}"
 
     def of_call(self, call: Call) -> str:
-        """Return the base URL for the caller of a gRPC method, whose authority may lack the port."""
-        return self._of("https", call.authority, call.server_port)
+        """Return the base URL for the caller of a gRPC method: by the address at which the call arrived.
 
-    def _of(self, scheme: str, authority: str, port: int | None) -> str:
-        if self._url is not None:
-            return self._url
-        return (
-            f"{scheme}://{authority}" if port is None or _PORT.search(authority) else f"{scheme}://{authority}:{port}"
-        )
+        Not by its authority: a client that pins our certificate sends the first name in it, whatever it connected to.
+        """
+        if self._url is not None or call.server is None:
+            return self._url or f"https://{call.authority}"
+        host, port = call.server
+        return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 class OrchestratorApp:

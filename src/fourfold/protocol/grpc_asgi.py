@@ -56,8 +56,8 @@ class GrpcError(Exception):
 class Call:
     """What a handler may know of the call besides its message."""
 
-    authority: str  #: the host[:port] the caller used
-    server_port: int | None
+    authority: str  #: the host[:port] the caller claims to use; clients that pin a certificate send the name in it
+    server: tuple[str, int] | None  #: the address at which the call arrived
 
 
 _Request = TypeVar("_Request", bound=Message)
@@ -126,8 +126,8 @@ class GrpcApp:
         except DecodeError as exc:
             name = method.request.DESCRIPTOR.full_name
             raise GrpcError(Status.INVALID_ARGUMENT, f"expected a {name} in protobuf: {exc}") from exc
-        server = scope.get("server") or (None, None)
-        call = Call(_header(scope, b"host").decode("latin-1"), server[1])
+        server = scope.get("server")
+        call = Call(_header(scope, b"host").decode("latin-1"), (server[0], server[1]) if server else None)
         try:
             async with asyncio.timeout(_timeout_s(scope)):
                 reply: Message = await method.answer(request, call)

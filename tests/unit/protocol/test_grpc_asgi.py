@@ -16,7 +16,7 @@ PING = pb.PingPong(value=b"hello").SerializeToString()
 
 async def echo(request: pb.PingPong, call: Call) -> pb.PingPong:
     """Return what came, and who is asked."""
-    return pb.PingPong(value=request.value + f"|{call.authority}|{call.server_port}".encode())
+    return pb.PingPong(value=request.value + f"|{call.authority}|{call.server}".encode())
 
 
 async def stuck(request: pb.PingPong, call: Call) -> pb.PingPong:
@@ -44,6 +44,7 @@ async def invoke(
     headers: Sequence[tuple[bytes, bytes]] = (),
     content_type: bytes = b"application/grpc",
     disconnect: bool = False,
+    server: tuple[str, int] | None = ("127.0.0.1", 8935),
     **options: Any,
 ) -> tuple[int, bytes, dict[str, str]]:
     """Call the application; return HTTP status, body and trailers."""
@@ -67,7 +68,7 @@ async def invoke(
         "type": "http",
         "method": method,
         "path": path,
-        "server": ("127.0.0.1", 8935),
+        "server": server,
         "headers": [(b"content-type", content_type), (b"host", b"orch"), *headers],
     }
     assert is_grpc(scope)
@@ -94,15 +95,15 @@ async def test_a_message_is_answered_with_a_message_and_ok() -> None:
         http, body, trailers = await invoke(pieces)
 
         assert (http, trailers) == (200, {"grpc-status": "0"})
-        assert pb.PingPong.FromString(body[5:]).value == b"hello|orch|8935"
+        assert pb.PingPong.FromString(body[5:]).value == b"hello|orch|('127.0.0.1', 8935)"
         assert body[:5] == bytes([0]) + (len(body) - 5).to_bytes(4, "big")
 
 
 async def test_an_empty_message_is_a_message() -> None:
     """proto3's default values have no bytes."""
-    _, body, _ = await invoke([frame(b"")])
+    _, body, _ = await invoke([frame(b"")], server=None)
 
-    assert pb.PingPong.FromString(body[5:]).value == b"|orch|8935"
+    assert pb.PingPong.FromString(body[5:]).value == b"|orch|None"
 
 
 @pytest.mark.parametrize(
