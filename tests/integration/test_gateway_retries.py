@@ -84,6 +84,16 @@ async def test_a_result_that_is_not_where_it_should_be(tmp_path: Path, fault: st
     assert [len(o.jobs) for o in orchestrators] == [1, 1]
 
 
+async def test_a_model_that_was_named_is_never_substituted(tmp_path: Path) -> None:
+    """Not by an orchestrator either."""
+    async with network(tmp_path, ["fourfold", "fourfold"]) as (orchestrators, _, client):
+        orchestrators[0].script.append("other-model")
+        answer = await upscale(client)
+
+    assert answer.headers["Fourfold-Model"] == MODEL
+    assert [len(o.jobs) for o in orchestrators] == [1, 1]
+
+
 @pytest.mark.parametrize("style", ["fourfold", "livepeer-url"])
 async def test_the_clients_fault_is_told_and_blames_nobody(tmp_path: Path, style: str) -> None:
     """A worker's 400 is the client's 400, at once."""

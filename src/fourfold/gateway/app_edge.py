@@ -32,6 +32,7 @@ _EXPOSED: Final = ", ".join(
         "Retry-After",
         wire.REQUEST_ID_HEADER,
         wire.MODEL_HEADER,
+        wire.SEED_HEADER,
         wire.INPUT_PIXELS_HEADER,
         wire.FEE_HEADER,
         wire.DURATION_HEADER,

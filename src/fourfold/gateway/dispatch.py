@@ -23,6 +23,7 @@ from fourfold.errors import (
     NoOrchestratorError,
     OfferError,
     Retry,
+    UnknownModelError,
     UnreachableError,
 )
 from fourfold.gateway.board import OpenJob
@@ -30,9 +31,9 @@ from fourfold.gateway.discovery import Discovery
 from fourfold.gateway.jobs import JobState
 from fourfold.gateway.ports import Clock, Codec, Prepared, SystemClock
 from fourfold.gateway.quarantine import Quarantine
-from fourfold.gateway.selection import LIVEPEER_MODEL, Offer, rank, resolve_model
+from fourfold.gateway.selection import LIVEPEER_MODEL, Offer, price_ceiling, rank, resolve_model
 from fourfold.gateway.submission import Answer, Submitter, WorkOrder
-from fourfold.protocol.units import Pixels, Price, Wei, price_from_fraction, wei_per_pixel
+from fourfold.protocol.units import Pixels, Wei
 from fourfold.protocol.wire import UpscaleFields
 from fourfold.results.base import ResultStore
 from fourfold.telemetry import Metrics
@@ -113,7 +114,7 @@ class Dispatcher:
         self._known = frozenset({*known, LIVEPEER_MODEL})
         self._clock = clock or SystemClock()
         self._draw_seed = draw_seed
-        self._max_price = price_ceiling(settings)
+        self._max_price = price_ceiling(settings.max_price_usd, usd_per_eth=settings.usd_per_eth)
         self._quarantine = Quarantine()
         self._strays: set[asyncio.Task[None]] = set()
 
@@ -169,11 +170,9 @@ class Dispatcher:
 
     async def _resolve_model(self, requested: str) -> str:
         """Return the model that runs; waits for a first look at the network, and for a model that just left."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.discovery_timeout_s):
-                await self._discovery.first_round.wait()
         settings = self._settings
         wanted = settings.model_aliases.get(requested, requested) or settings.default_model
+        has_looked = self._discovery.first_round.is_set()
         waited_s = 0.0
         while True:
             try:
@@ -184,10 +183,17 @@ class Dispatcher:
                     default_model=settings.default_model,
                     aliases=settings.model_aliases,
                 )
-            except NoOrchestratorError:
+            except (NoOrchestratorError, UnknownModelError) as exc:
                 lately = self._discovery.offered_lately(wanted, within_s=_COMING_BACK_S)
-                if not lately or waited_s >= settings.capacity_wait_s:
+                is_over = isinstance(exc, UnknownModelError) or not lately or waited_s >= settings.capacity_wait_s
+                if has_looked and is_over:
                     raise
+            if not has_looked:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(settings.discovery_timeout_s):
+                        await self._discovery.first_round.wait()
+                has_looked = True
+                continue
             self._discovery.look_again()
             await self._clock.sleep(_FIRST_PAUSE_S)
             waited_s += _FIRST_PAUSE_S
@@ -297,16 +303,6 @@ class Dispatcher:
             yield
         finally:
             self._metrics.observe_stage(stage, self._clock.monotonic() - started_s, model_id=model_id)
-
-
-def price_ceiling(settings: GatewaySettings) -> Price | None:
-    """Return the ceiling that the operator set in USD, in wei; None = any price.
-
-    Rounded like a price on the wire, so that an offer at exactly the ceiling's USD passes.
-    """
-    if settings.max_price_usd is None:
-        return None
-    return price_from_fraction(wei_per_pixel(settings.max_price_usd, usd_per_eth=settings.usd_per_eth))
 
 
 def _digest(image: Path, model_id: str) -> str:

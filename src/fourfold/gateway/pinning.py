@@ -6,6 +6,7 @@ again once and the change is logged; with ``gateway.pin = "strict"`` it is refus
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import ssl
@@ -13,7 +14,7 @@ from functools import cached_property
 from typing import Final, Literal
 
 from cryptography import x509
-from cryptography.x509.oid import ExtensionOID, NameOID
+from cryptography.x509.oid import NameOID
 
 from fourfold.errors import UnreachableError
 
@@ -34,15 +35,13 @@ class Certificate:
     def name(self) -> str:
         """A name that the certificate is valid for: its first DNS name, else its first address, else its CN."""
         certificate = x509.load_der_x509_certificate(self.der)
-        try:
-            names = certificate.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
-            assert isinstance(names, x509.SubjectAlternativeName)
-            found = names.get_values_for_type(x509.DNSName)
+        found: list[str] = []
+        with contextlib.suppress(x509.ExtensionNotFound):
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            found += names.get_values_for_type(x509.DNSName)
             found += [str(address) for address in names.get_values_for_type(x509.IPAddress)]
-        except x509.ExtensionNotFound:
-            found = []
         found += [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-        return found[0] if found else "localhost"
+        return found[0].replace("*", "any") if found else "localhost"
 
     @cached_property
     def context(self) -> ssl.SSLContext:

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Final
 
 from fourfold.errors import NoOrchestratorError, PriceAboveMaxError, UnknownModelError
-from fourfold.protocol.units import Pixels, Price, Wei
+from fourfold.protocol.units import Pixels, Price, Wei, price_from_fraction, wei_per_pixel
 
 #: What Livepeer's clients mean when they name no model.
 LIVEPEER_MODEL: Final = "stabilityai/stable-diffusion-x4-upscaler"
@@ -72,6 +72,16 @@ def rank(
         return offer.capacity == 0, offer.is_penalised, wait_s, offer.wei_per_pixel, offer.open_jobs, offer.orchestrator
 
     return sorted(affordable, key=key)
+
+
+def price_ceiling(max_price_usd: float | None, *, usd_per_eth: float) -> Price | None:
+    """Return the operator's ceiling, USD per input pixel, in wei; None = any price.
+
+    Rounded like a price on the wire, so that an offer at exactly the ceiling's USD passes.
+    """
+    if max_price_usd is None:
+        return None
+    return price_from_fraction(wei_per_pixel(max_price_usd, usd_per_eth=usd_per_eth))
 
 
 def resolve_model(

@@ -206,6 +206,9 @@ def _our_answer(headers: httpx2.Headers, fields: wire.UpscaleFields, peer: str) 
         seed = int(headers.get(wire.SEED_HEADER, fields.seed or 0))
     except ValueError as exc:
         raise BadResultError(f"{peer} names a seed that is no number") from exc
+    ran = headers.get(wire.MODEL_HEADER, fields.model_id)
+    if ran != fields.model_id:
+        raise BadResultError(f"{peer} ran {ran[:200]!r} where {fields.model_id!r} was asked for")
     nsfw = headers.get(wire.NSFW_HEADER, "false").lower() == "true"
     safety = headers.get(wire.SAFETY_HEADER, "")
     if safety not in {wire.SAFETY_CLEAN, wire.SAFETY_FLAGGED, wire.SAFETY_NOT_CHECKED}:

@@ -4,91 +4,35 @@ It enlarges by repeating pixels, and does one job after another as its script sa
 """
 
 import asyncio
-import base64
 import itertools
 import json
-import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self
-
-import pyvips
+from typing import Literal, Self
 
 from fourfold.processes.serving import authority, listen, serve
-from fourfold.protocol import capabilities, livepeer_errors, wire
+from fourfold.protocol import capabilities, wire
 from fourfold.protocol import livepeer_pb2 as pb
 from fourfold.protocol.grpc_asgi import Call, GrpcApp, GrpcError, Receive, Scope, Send, Status, Unary, is_grpc
 from fourfold.protocol.routes import GRPC_GET_ORCHESTRATOR, JOBS, STREAM, UPSCALE
 from fourfold.protocol.tls import CertificateFiles, ensure_certificate
-
-Style = Literal["fourfold", "livepeer-url", "livepeer-data"]
-Behaviour = Literal[
-    "ok",
-    "busy",
-    "crash",
-    "refuse",  #: the client's fault, says the worker
-    "bad-token",
-    "out-of-memory",
-    "hang",
-    "cut",  #: the answer ends in its middle
-    "garbage",  #: 200, and no picture
-    "half",  #: the first half of a PNG, as if it were whole
-    "wrong-size",
-    "slow",  #: a byte at a time
-    "oversize",  #: announces more bytes than anybody takes
-    "elsewhere",  #: names an address on another host
-    "missing",  #: names an address where nothing is
-]
-
-_OUR_ERRORS: Final[Mapping[str, tuple[int, str]]] = {
-    "busy": (503, "insufficient_capacity"),
-    "crash": (500, "engine_crashed"),
-    "refuse": (400, "invalid_parameter"),
-    "bad-token": (403, "invalid_credentials"),
-    "out-of-memory": (500, "out_of_memory"),
-}
-_LIVEPEER_ERRORS: Final[Mapping[str, tuple[int, str]]] = {
-    "busy": (503, livepeer_errors.INSUFFICIENT_CAPACITY),
-    "crash": (500, "upscale container returned 500: Upscale pipeline error."),
-    "refuse": (500, "upscale container returned 400: Error during model execution: too odd."),
-    "bad-token": (403, livepeer_errors.INVALID_AUTH_TOKEN),
-    "out-of-memory": (500, "upscale container returned 500: Out of memory error. Try reducing input image resolution."),
-}
-_PART: Final = re.compile(rb'Content-Disposition: form-data; name="([^"]+)"')
-
-
-@dataclass(slots=True)
-class ReceivedJob:
-    """One job as it arrived."""
-
-    headers: dict[str, str]  #: names in lower case
-    parts: list[tuple[str, bytes]]  #: names and contents in the order of the body
-    behaviour: str
-    was_left: bool = False  #: the gateway closed the connection before it had the whole answer
-
-    @property
-    def fields(self) -> dict[str, str]:
-        """The text parts."""
-        return {name: content.decode() for name, content in self.parts if name != "image"}
-
-    @property
-    def image(self) -> bytes:
-        """The image part."""
-        return dict(self.parts)["image"]
-
-    @property
-    def job_id(self) -> str:
-        """The id that the gateway gave it."""
-        return self.headers.get(wire.JOB_HEADER.lower(), "")
-
-    @property
-    def segment(self) -> pb.SegData:
-        """The segment header, read."""
-        return pb.SegData.FromString(base64.b64decode(self.headers[wire.SEGMENT_HEADER.lower()]))
+from fourfold.testing.fake_jobs import (
+    LIVEPEER_ERRORS,
+    OUR_ERRORS,
+    Behaviour,
+    ReceivedJob,
+    Style,
+    answer,
+    enlarge,
+    read_body,
+    read_parts,
+    start_answer,
+    until_left,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,39 +167,39 @@ class FakeOrchestrator:
         elif (scope["method"], scope["path"]) == ("POST", UPSCALE):
             await self._upscale(scope, receive, send)
         elif scope["method"] == "GET" and scope["path"] in self._results:
-            await _answer(send, 200, self._results[scope["path"]], {"Content-Type": "image/png"})
+            await answer(send, 200, self._results[scope["path"]], {"Content-Type": "image/png"})
         elif scope["method"] == "DELETE" and scope["path"].startswith(JOBS):
             self.cancelled.append(scope["path"].removeprefix(f"{JOBS}/"))
-            await _answer(send, 204, b"")
+            await answer(send, 204, b"")
         else:
-            await _answer(send, 404, b"404 page not found", {"Content-Type": "text/plain"})
+            await answer(send, 404, b"404 page not found", {"Content-Type": "text/plain"})
 
     async def _upscale(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
         behaviour: str = self.script.popleft() if self.script else "ok"
-        job = ReceivedJob(headers, _parts(await _read(receive), headers["content-type"]), behaviour)
+        job = ReceivedJob(headers, read_parts(await read_body(receive), headers["content-type"]), behaviour)
         self.jobs.append(job)
         if job.segment.auth_token.token not in self._tokens:
             behaviour = job.behaviour = "bad-token"
-        if behaviour in _OUR_ERRORS:
+        if behaviour in OUR_ERRORS:
             await self._fail(send, behaviour)
         elif behaviour == "hang":
-            await _until_left(receive)
+            await until_left(receive)
             job.was_left = True
         else:
             await self._succeed(job, receive, send)
 
     async def _fail(self, send: Send, behaviour: str) -> None:
         if self.style == "fourfold":
-            status, code = _OUR_ERRORS[behaviour]
+            status, code = OUR_ERRORS[behaviour]
             headers = {wire.ERROR_HEADER: code, "Content-Type": "text/plain"}
-            await _answer(send, status, f"scripted: {behaviour}".encode(), headers)
+            await answer(send, status, f"scripted: {behaviour}".encode(), headers)
         else:
-            status, text = _LIVEPEER_ERRORS[behaviour]
-            await _answer(send, status, text.encode() + b"\n", {"Content-Type": "text/plain; charset=utf-8"})
+            status, text = LIVEPEER_ERRORS[behaviour]
+            await answer(send, status, text.encode() + b"\n", {"Content-Type": "text/plain; charset=utf-8"})
 
     async def _succeed(self, job: ReceivedJob, receive: Receive, send: Send) -> None:
-        png = await asyncio.to_thread(_enlarge, job.image, 3 if job.behaviour == "wrong-size" else 4)
+        png = await asyncio.to_thread(enlarge, job.image, 3 if job.behaviour == "wrong-size" else 4)
         if job.behaviour == "garbage":
             png = b"<html>not a picture</html>"
         elif job.behaviour == "half":
@@ -267,7 +211,7 @@ class FakeOrchestrator:
                 wire.SEED_HEADER: str(seed),
                 wire.NSFW_HEADER: "true" if self.nsfw else "false",
                 wire.SAFETY_HEADER: wire.SAFETY_FLAGGED if self.nsfw else wire.SAFETY_CLEAN,
-                wire.MODEL_HEADER: job.fields["model_id"],
+                wire.MODEL_HEADER: "other/model" if job.behaviour == "other-model" else job.fields["model_id"],
             }
             body = png
         else:
@@ -275,11 +219,11 @@ class FakeOrchestrator:
             image = {"url": self._keep(png, job.behaviour), "seed": seed, "nsfw": self.nsfw}
             body = json.dumps({"images": [image]}).encode()
         length = 10**15 if job.behaviour == "oversize" else len(body)
-        await _start(send, 200, {**headers, "Content-Length": str(length)})
+        await start_answer(send, 200, {**headers, "Content-Length": str(length)})
         if job.behaviour in {"cut", "oversize"}:
             await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
         elif job.behaviour == "slow":
-            left = asyncio.create_task(_until_left(receive))
+            left = asyncio.create_task(until_left(receive))
             for byte in body:
                 if left.done():
                     job.was_left = True
@@ -301,45 +245,3 @@ class FakeOrchestrator:
         if behaviour != "missing":
             self._results[path] = png
         return self.url + path
-
-
-def _enlarge(image: bytes, factor: int) -> bytes:
-    """Return *image* with each pixel repeated, as a PNG."""
-    picture = pyvips.Image.new_from_buffer(image, "")
-    return bytes(picture.zoom(factor, factor).pngsave_buffer(compression=1))
-
-
-def _parts(body: bytes, content_type: str) -> list[tuple[str, bytes]]:
-    """Return the parts of a multipart body as it stands, in its order."""
-    boundary = b"--" + content_type.partition("boundary=")[2].encode()
-    parts = []
-    for piece in body.split(boundary)[1:-1]:
-        head, _, content = piece.removeprefix(b"\r\n").partition(b"\r\n\r\n")
-        match = _PART.search(head)
-        assert match is not None, head
-        parts.append((match[1].decode(), content.removesuffix(b"\r\n")))
-    return parts
-
-
-async def _read(receive: Receive) -> bytes:
-    body = bytearray()
-    while True:
-        event = await receive()
-        body += event.get("body", b"")
-        if not event.get("more_body", False):
-            return bytes(body)
-
-
-async def _until_left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
-    raw: list[Any] = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-
-
-async def _answer(send: Send, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-    await _start(send, status, {**(headers or {}), "Content-Length": str(len(body))})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

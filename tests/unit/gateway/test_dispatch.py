@@ -26,9 +26,9 @@ from fourfold.errors import (
     WorkerFailedError,
 )
 from fourfold.gateway.board import JobBoard
-from fourfold.gateway.dispatch import Delivered, Dispatcher, price_ceiling
+from fourfold.gateway.dispatch import Delivered, Dispatcher
 from fourfold.gateway.jobs import Job, JobState
-from fourfold.gateway.selection import Offer
+from fourfold.gateway.selection import Offer, price_ceiling
 from fourfold.gateway.submission import Answer, WorkOrder
 from fourfold.protocol.units import Pixels, Price, Wei
 from fourfold.protocol.wire import UpscaleFields
@@ -482,10 +482,43 @@ async def test_the_ceiling_is_exact(image: Path, ceiling: float, is_done: bool) 
     assert is_done or isinstance(done.error, PriceAboveMaxError)
 
 
+async def test_an_offer_that_is_known_is_not_kept_waiting(image: Path) -> None:
+    """A first look that is still under way, at somebody who does not answer, delays only who needs it."""
+    network = Network([offer("a")])
+    network.first_round.clear()
+
+    assert (await run(network, image, discovery_timeout_s=60.0)).job.state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("model_id", [MODEL, "new/model"])
+async def test_the_first_look_is_waited_for(image: Path, model_id: str) -> None:
+    """Before anything is called unknown or not on offer."""
+    network = Network([])
+    network.first_round.clear()
+
+    def look() -> None:
+        network.listed.append(offer("a", model_id=model_id))
+        network.first_round.set()
+
+    asyncio.get_running_loop().call_later(0.02, look)
+
+    assert (await Bench(network).run(image, replace(FIELDS, model_id=model_id))).job.state is JobState.SUCCEEDED
+
+
+async def test_a_first_look_that_does_not_end(image: Path) -> None:
+    """Is not waited for beyond the time of one question."""
+    network = Network([])
+    network.first_round.clear()
+
+    done = await run(network, image, discovery_timeout_s=0.02)
+
+    assert isinstance(done.error, NoOrchestratorError)
+
+
 def test_the_ceiling_in_wei() -> None:
     """The price of the design, and none."""
-    assert price_ceiling(GatewaySettings(max_price_usd=1.9073484e-08)) == Price(Wei(6_357_828), Pixels(1))
-    assert price_ceiling(GatewaySettings()) is None
+    assert price_ceiling(1.9073484e-08, usd_per_eth=3000.0) == Price(Wei(6_357_828), Pixels(1))
+    assert price_ceiling(None, usd_per_eth=3000.0) is None
 
 
 async def test_aliases_and_the_operators_default(image: Path) -> None:

@@ -38,6 +38,7 @@ def certificate(common_name: str | None, names: list[x509.GeneralName] | None) -
         ("cn", [x509.IPAddress(ipaddress.ip_address("10.0.0.1"))], "10.0.0.1"),
         ("cn", None, "cn"),
         (None, None, "localhost"),
+        (None, [x509.DNSName("*.example")], "any.example"),
     ],
 )
 def test_the_name_is_one_that_the_certificate_is_valid_for(
