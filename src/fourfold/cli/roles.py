@@ -17,12 +17,14 @@ import typer
 from fourfold import config
 from fourfold.cli.app import app
 from fourfold.config import Settings
+from fourfold.engine.registry import DEFAULT_MODEL
+from fourfold.processes.role import announce_ready
 from fourfold.telemetry import set_up_logging
 
 #: A role whose owner has gone has this long to tidy up.
 _ORPHAN_S: Final = 3.0
 
-_Role = Callable[[Settings, asyncio.Event], Coroutine[Any, Any, None]]
+_Role = Callable[[Settings, asyncio.Event, Callable[[dict[str, Any]], None]], Coroutine[Any, Any, None]]
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings file; else ./fourfold.toml.")]
 DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Where state and results are kept.")]
@@ -171,7 +173,17 @@ async def _until_stopped(role: _Role, settings: Settings, *, supervised: bool) -
             loop.add_signal_handler(signal.SIGINT, on_signal)
     if supervised:
         _stop_with_owner(loop, stop)
-    await role(settings, stop)
+    await role(settings, stop, announce_ready if supervised or not sys.stdout.isatty() else _tell)
+
+
+def _tell(facts: dict[str, Any]) -> None:
+    """Say to a person what a program reads from the ready line."""
+    if facts["role"] != "up":
+        typer.echo(f"{facts['role']} ready at {facts['url']}; Ctrl-C stops it")
+        return
+    gateway = facts["gateway"]
+    typer.echo(f"ready: gateway {gateway}, orchestrator {facts['orchestrator']}; Ctrl-C stops everything")
+    typer.echo(f"try:   curl {gateway}/upscale -F model_id={DEFAULT_MODEL} -F prompt= -F image=@photo.jpg")
 
 
 def _stop_with_owner(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
