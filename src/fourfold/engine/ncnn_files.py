@@ -259,7 +259,7 @@ class _Options:
     def whole(self, key: int) -> int:
         """Return the positive whole number under *key*."""
         value = self._key_to_value.pop(key, None)
-        if not isinstance(value, float) or value != int(value) or value < 1:
+        if not isinstance(value, float) or not value.is_integer() or value < 1:
             raise _MalformedError(f"{self.layer} needs a positive whole number under {key}, got {value}")
         return int(value)
 

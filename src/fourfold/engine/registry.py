@@ -146,7 +146,7 @@ _STABLE_DIFFUSION = EngineCard(
     guided_by_prompt=True,
     default_steps=75,
     code_licence="Apache-2.0",
-    weights_licence="CreativeML Open RAIL++-M",
+    weights_licence="openrail++",
 )
 
 _ENTRIES: Final = (
