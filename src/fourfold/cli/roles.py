@@ -18,7 +18,8 @@ from fourfold import config
 from fourfold.cli.app import app
 from fourfold.config import Settings
 from fourfold.engine.registry import DEFAULT_MODEL
-from fourfold.processes.role import announce_ready
+from fourfold.processes.inside import raise_descriptor_limit
+from fourfold.processes.role import announce_ready, tell_alive
 from fourfold.telemetry import set_up_logging
 
 #: A role whose owner has gone has this long to tidy up.
@@ -173,7 +174,12 @@ async def _until_stopped(role: _Role, settings: Settings, *, supervised: bool) -
             loop.add_signal_handler(signal.SIGINT, on_signal)
     if supervised:
         _stop_with_owner(loop, stop)
-    await role(settings, stop, announce_ready if supervised or not sys.stdout.isatty() else _tell)
+    raise_descriptor_limit()
+    life = asyncio.create_task(tell_alive() if supervised else stop.wait(), name="alive")
+    try:
+        await role(settings, stop, announce_ready if supervised or not sys.stdout.isatty() else _tell)
+    finally:
+        life.cancel()
 
 
 def _tell(facts: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -20,8 +21,9 @@ _MODULE: Final = "fourfold.imaging.server"
 class Codec:
     """Decodes and encodes in processes of its own, off every event loop. Use as a context manager.
 
-    A picture that ends its process, or takes longer than *timeout_s*, is refused like any other damaged picture; the
-    process is replaced, and nobody else's picture suffers.
+    A picture that ends two processes one after the other, or takes longer than *timeout_s*, is refused like any other
+    damaged picture; each process is replaced, and nobody else's picture suffers. Once is no proof: the system may have
+    killed a process that had done nothing.
     """
 
     def __init__(self, *, processes: int = 1, timeout_s: float = 60.0, memory_bytes: int = _MEMORY_BYTES) -> None:
@@ -92,26 +94,38 @@ class Codec:
         self._children.discard(child)
 
     async def _ask(self, op: str, *, crash: type[FourfoldError] = InvalidImageError, **request: Any) -> dict[str, Any]:
-        """Have one process do *op*; *crash* is the error if the process does not survive it."""
+        """Have one process do *op*; *crash* is the error if neither it nor a second one survives that."""
+        try:
+            reply = await self._ask_one(op, request)
+        except ChildDiedError as first:
+            log.warning("codec_died", extra={"op": op, "how": first.reason})
+            try:
+                reply = await self._ask_one(op, request)
+            except ChildDiedError as exc:
+                log.warning("codec_died", extra={"op": op, "how": exc.reason})
+                raise crash(f"the picture cannot be processed: its codec process {exc.reason}, twice") from exc
+        except TimeoutError as exc:
+            log.warning("codec_died", extra={"op": op, "how": "timeout"})
+            raise crash(f"the picture cannot be processed: it took longer than {self._timeout_s:g} s") from exc
+        if "error" in reply:
+            raise error_for(reply["error"], reply["message"], otherwise=crash)
+        result: dict[str, Any] = reply["ok"]
+        return result
+
+    async def _ask_one(self, op: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Have the next idle process do *op*. Raises: ChildDiedError, TimeoutError: it is replaced."""
         child = await self._idle.get()
-        sound = False
+        is_sound = False
         try:
             if child is None:
                 child = await self._start()
             async with asyncio.timeout(self._timeout_s):
                 await child.send({"op": op, **request})
                 reply = await child.receive()
-            sound = True
-        except (ChildDiedError, TimeoutError) as exc:
-            how = exc.reason if isinstance(exc, ChildDiedError) else f"took longer than {self._timeout_s:g} s"
-            log.warning("codec_died", extra={"op": op, "how": how})
-            raise crash(f"the picture cannot be processed: its codec process {how}") from exc
+            is_sound = True
+            return reply
         finally:
             # A process that still works for a caller who was cancelled is as lost as a dead one.
-            if child is not None and not sound:
+            if child is not None and not is_sound:
                 self._bury(child)
-            self._idle.put_nowait(child if sound else None)
-        if "error" in reply:
-            raise error_for(reply["error"], reply["message"], otherwise=crash)
-        result: dict[str, Any] = reply["ok"]
-        return result
+            self._idle.put_nowait(child if is_sound else None)

@@ -14,6 +14,10 @@ except ImportError:  # Windows has no such limits; the parent's watch is all the
     resource = None  # type: ignore[assignment]
 
 
+#: More than our limits to connections and jobs can need; far more would slow what walks all of them.
+_DESCRIPTORS = 16_384
+
+
 class Pipe:
     """Lines to and from the parent. Takes standard output over, so that a library's print cannot break a line."""
 
@@ -49,3 +53,11 @@ def limit_memory(max_bytes: int | None) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         wanted = max_bytes if hard == resource.RLIM_INFINITY else min(max_bytes, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process open as many files and sockets as the system grants without asking."""
+    if resource is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = hard if hard != resource.RLIM_INFINITY else _DESCRIPTORS
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, _DESCRIPTORS), hard))

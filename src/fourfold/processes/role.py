@@ -1,10 +1,13 @@
 """A role in a process of its own: started, watched, started again with backoff when it dies, drained at the end.
 
 The owner writes the role's settings (secrets among them) as the first line of its standard input and then keeps the
-pipe open; the role answers with one JSON line, ``{"event": "ready", ...}``, and ends when the pipe does.
+pipe open; the role answers with one JSON line, ``{"event": "ready", ...}``, and ends when the pipe does. From its event
+loop it also says every few seconds that it is alive; one that falls silent (stopped, or its loop blocked) is killed and
+started again: whoever waits for it sees a closed connection instead of nothing.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -24,6 +27,8 @@ _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 10.0
 _STABLE_S: Final = 30.0  #: a role that lived this long starts again without a pause
 _KILL_S: Final = 3.0  #: patience beyond the drain
+_HEARTBEAT_S: Final = 2.0
+_SILENCE_S: Final = 8.0  #: half of the silence after which a role is taken for hung
 #: Exit status of a role that cannot run with these settings; starting it again would change nothing.
 CONFIG_EXIT_STATUS: Final = 78
 
@@ -135,7 +140,12 @@ class RoleProcess:
         try:
             process.stdin.write(self._settings_json.encode() + b"\n")
             await process.stdin.drain()
-            await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ended, stop, reader}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done() and not (ended.done() or stop.done()):
+                # Stopped, or its loop blocked: no signal but the last is sure to reach it.
+                log.warning("role_hung", extra={"hung": self.role, "pid": process.pid})
+                _signal(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+                await ended
         except ConnectionError:
             pass  # it died before it read its settings; its exit status tells why
         finally:
@@ -161,8 +171,20 @@ class RoleProcess:
         await ended
 
     async def _read_ready(self, stdout: asyncio.StreamReader) -> None:
-        """Take the ready line; read on so that the role never blocks on a full pipe."""
-        async for line in stdout:
+        """Take the ready line and the signs of life; return when they have ceased and the process should be dead."""
+        silences = 0
+        has_lived = False
+        while silences < 2:  # not one: where all of us were suspended, its lines are read just after the timeout
+            try:
+                async with asyncio.timeout(_SILENCE_S if has_lived else None):
+                    line = await stdout.readline()
+            except TimeoutError:
+                silences += 1
+                continue
+            if not line:
+                await asyncio.sleep(_KILL_S)  # it is ending; one that closed its pipe and lives on is no use either
+                return
+            silences, has_lived = 0, True
             try:
                 message = json.loads(line)
             except ValueError:
@@ -180,6 +202,14 @@ def _signal(process: asyncio.subprocess.Process, number: int) -> None:
         process.send_signal(number)
     except ProcessLookupError:
         log.debug("role_already_gone", extra={"pid": process.pid})
+
+
+async def tell_alive() -> None:
+    """Say again and again, to the owner that reads our standard output, that this event loop turns; until cancelled."""
+    with contextlib.suppress(OSError):  # the owner is gone; standard input tells that as well
+        while True:
+            print(json.dumps({"event": "alive"}), flush=True)
+            await asyncio.sleep(_HEARTBEAT_S)
 
 
 def announce_ready(facts: dict[str, Any]) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from hypercorn.asyncio.run import worker_serve
-from hypercorn.config import Config, Sockets
+from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
 from fourfold.errors import CancelledByClientError, ConfigError
+from fourfold.processes.connections import Connections, Patience
 
 _T = TypeVar("_T")
 
@@ -57,15 +57,14 @@ async def serve(
     stop: asyncio.Event,
     drain_s: float,
     tls: tuple[Path, Path] | None = None,
+    patience: Patience | None = None,
 ) -> None:
     """Serve *app* on *sock* until *stop* is set; then take no new connections and finish the open ones in *drain_s*.
 
-    Args: *tls*, the paths of certificate and key; without it plain HTTP.
+    Args: *tls*, the paths of certificate and key; without it plain HTTP. *patience*, with slow peers and many of them.
     """
     config = Config()
     config.backlog = _BACKLOG
-    config.graceful_timeout = drain_s
-    config.shutdown_timeout = drain_s
     config.h11_max_incomplete_size = _HEADER_BYTES
     config.h2_max_header_list_size = _HEADER_BYTES
     config.keep_alive_timeout = 75
@@ -74,10 +73,11 @@ async def serve(
     config.accesslog = None
     if tls is not None:
         config.certfile, config.keyfile = str(tls[0]), str(tls[1])
-    sockets = Sockets([sock] if tls else [], [] if tls else [sock], [])
-    await worker_serve(
-        wrap_app(app, config.wsgi_max_body_size, "asgi"), config, sockets=sockets, shutdown_trigger=stop.wait
-    )
+    context = config.create_ssl_context() if tls is not None else None
+    wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
+    connections = Connections(wrapped, sock, config, context, patience or Patience())
+    async with connections.accepting(drain_s=drain_s):
+        await stop.wait()
 
 
 def _server_log() -> logging.Logger:

@@ -191,6 +191,9 @@ def run(pipe: Pipe, device: DeviceLoop) -> None:
 
     def read() -> None:
         for message in pipe.receive():
+            if message["op"] == orders.PING:
+                pipe.send({"event": orders.PONG})
+                continue
             if message["op"] == orders.CANCEL:
                 device.interrupt(message["job_id"])  # at once: a running tile must not have to finish first
             inbox.put(message)

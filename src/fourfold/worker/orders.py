@@ -13,11 +13,13 @@ LOAD_FAILED: Final = "load_failed"
 PROGRESS: Final = "progress"
 DONE: Final = "done"
 FAILED: Final = "failed"
+PONG: Final = "pong"
 # The parent's operations.
 LOAD: Final = "load"
 UNLOAD: Final = "unload"
 RUN: Final = "run"
 CANCEL: Final = "cancel"
+PING: Final = "ping"  #: answered at once, whatever runs: a child that does not is stopped or frozen
 
 #: Exit status of a child that ran out of memory in a step.
 OUT_OF_MEMORY_STATUS: Final = 77

@@ -1,6 +1,7 @@
 """The parent's side of one device's child process: start, feed, watch, kill. Its death is an error, not an outage."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -27,6 +28,10 @@ from fourfold.worker.residency import Resident, plan
 log = logging.getLogger(__name__)
 
 _MODULE: Final = "fourfold.worker.child"
+_PULSE_S: Final = 2.0
+#: Silence after which a child counts as frozen. Its answering thread needs one moment of the interpreter's lock, which
+#: no step of an engine holds for long; loading a model's runtime may, for a few seconds.
+_FROZEN_S: Final = 20.0
 
 OnProgress = Callable[[int, int], None]
 """Called with the steps done and their total."""
@@ -93,6 +98,7 @@ class Device:
         self._failures: dict[str, FourfoldError] = {}
         self._closing = False
         self._starts = 0
+        self._heard_s = 0.0  #: when the child last gave a sign of life
 
     async def __aenter__(self) -> Self:
         self._warm_up_later()
@@ -279,12 +285,33 @@ class Device:
             for model_id, model in self._loaded.items()
         ]
 
+    async def _keep_pulse(self, child: Child) -> None:
+        """Ask the child for signs of life; kill one that gives none: whoever waits for it is told at once."""
+        self._heard_s = time.monotonic()
+        with contextlib.suppress(ChildDiedError):  # the reader sees that, too
+            while True:
+                asked_s = time.monotonic()
+                await child.send({"op": orders.PING})
+                await asyncio.sleep(_PULSE_S)
+                late_s = time.monotonic() - asked_s - _PULSE_S
+                if late_s > _PULSE_S:
+                    self._heard_s += late_s  # it was us who stood still
+                if time.monotonic() - self._heard_s > _FROZEN_S:
+                    log.error("device_process_frozen", extra={"pid": child.pid, "jobs": len(self._jobs)})
+                    child.kill()
+                    return
+
     async def _read(self, child: Child) -> None:
         """Hand on the child's events until its pipe ends; then fail what it held."""
+        pulse = asyncio.create_task(self._keep_pulse(child), name="device-pulse")
         try:
             while True:
-                self._take(await child.receive())
+                event = await child.receive()
+                self._heard_s = time.monotonic()
+                self._take(event)
         except ChildDiedError as exc:
+            pulse.cancel()
+            await asyncio.gather(pulse, return_exceptions=True)
             if not self._closing:
                 log.warning("device_process_ended", extra={"how": exc.reason, "jobs": len(self._jobs)})
             await child.close()
