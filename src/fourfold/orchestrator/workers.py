@@ -8,7 +8,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 _DOWN: Final = "DOWN"
 _DOWN_CHECK_S: Final = 0.5  #: most time between two checks of a worker that is down: a restarted one is soon seen
 _STRIKES: Final = 2  #: silent checks in a row before a worker counts as down
+_STRIKES_AT_WORK: Final = 3  #: the same for one of ours that has jobs, which are then taken from it
 _DETAILS_S: Final = 30.0  #: age at which hardware and version are asked for again
 REVIVE_S: Final = 20.0  #: default patience with the only worker of a model while it restarts
 
@@ -102,13 +103,14 @@ class ConnectedWorker:
 
     endpoint: Endpoint
     status: str = _DOWN  #: OK | IDLE | LOADING | ERROR | DOWN
-    is_ours: bool | None = None
+    is_ours: bool | None = None  #: learnt from its answers; None = not yet
     in_use: int = 0  #: slots held by jobs
     version: str = ""
     gpus: dict[str, Any] = field(default_factory=dict)  #: what its /hardware/info says
     strikes: int = 0
     details_at: float | None = None  #: monotonic seconds
     checked_url: str | None = None  #: where it was when *status* was found out
+    silent: asyncio.Event = field(default_factory=asyncio.Event)  #: set while it answers no check, jobs or not
 
     @property
     def is_ready(self) -> bool:
@@ -256,14 +258,16 @@ class Workers:
             watched=task.watched,
             on_progress=task.on_progress,
         )
+        call = worker_call.upscale(self._client, address, order, max_result_bytes=self._max_result_bytes)
         try:
-            result = await worker_call.upscale(self._client, address, order, max_result_bytes=self._max_result_bytes)
+            result = await _unless(worker.silent, call, name=f"attempt-{order.job_id}")
         except asyncio.CancelledError:
             self._group.create_task(worker_call.forget(self._client, address, order.job_id), name="forget-job")
             raise
         except UnreachableError:
             self._note(worker, _DOWN, address.url)
             raise
+        worker.is_ours = result.by_ours
         return result
 
     async def _move(self, slot: Slot, model_id: str, error: FourfoldError) -> None:
@@ -309,13 +313,17 @@ class Workers:
             address = worker.address()
             health = await worker_call.health(self._client, address)
         except FourfoldError as error:
-            # Livepeer's runner cannot answer while it works, so silence counts only where nothing is being done.
-            worker.strikes += 0 if worker.in_use else 1
+            # Livepeer's runner cannot answer while it works; of ours silence says that it is stopped or frozen.
+            worker.strikes += 0 if worker.in_use and not worker.is_ours else 1
             is_refused = isinstance(error.__cause__, httpx2.ConnectError)
-            if is_refused or worker.strikes >= _STRIKES or worker.checked_url != url:
+            is_silent = worker.strikes >= (_STRIKES_AT_WORK if worker.in_use else _STRIKES)
+            if is_refused or is_silent or worker.checked_url != url:
                 self._note(worker, _DOWN, url)
+            if is_silent:
+                worker.silent.set()
             return
         worker.strikes = 0
+        worker.silent.clear()
         if health.is_ours:
             worker.is_ours = True
         await self._ask_details(worker, address)
@@ -345,3 +353,17 @@ class Workers:
         """Let everybody who waits for a change look again."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    """Return what *call* returns; once *silent* is set end it. Raises: UnreachableError then; what *call* raises."""
+    """Return what *call* returns. Raises: UnreachableError, and ends *call*, once *silent* is set; what *call* raises."""
+    job = asyncio.create_task(call, name=name)
+    watch = asyncio.create_task(silent.wait(), name=f"{name}-silence")
+    try:
+        await asyncio.wait({job, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not job.done():
+            raise UnreachableError("the worker stopped answering while it had the job")
+        return await job
+    finally:
+        for task in (job, watch):
+            task.cancel()
+        await asyncio.gather(job, watch, return_exceptions=True)
