@@ -354,8 +354,8 @@ class Workers:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    """Return what *call* returns; once *silent* is set end it. Raises: UnreachableError then; what *call* raises."""
-    """Return what *call* returns. Raises: UnreachableError, and ends *call*, once *silent* is set; what *call* raises."""
+async def _unless(silent: asyncio.Event, call: Coroutine[Any, Any, WorkResult], *, name: str) -> WorkResult:
+    """Return what *call* returns, or raises; end it with UnreachableError once *silent* is set."""
     job = asyncio.create_task(call, name=name)
     watch = asyncio.create_task(silent.wait(), name=f"{name}-silence")
     try:
