@@ -47,6 +47,6 @@ def plan_job(
         return tiles, notes
     sides = (min(side, smallest_px + 2 * card.margin_px) for side in (width, height))
     raise OutOfMemoryError(
-        f"a picture of {width}x{height} needs {card.peak_bytes(next(sides) * next(sides))} bytes even in the smallest "
-        f"tiles of {card.model_id}; the memory budget is {budget_bytes} bytes"
+        f"a picture of {width}x{height} needs at least {card.peak_bytes(next(sides) * next(sides))} bytes, in the "
+        f"smallest tiles of {card.model_id}; the memory budget is {budget_bytes} bytes"
     )

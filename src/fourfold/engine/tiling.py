@@ -106,15 +106,16 @@ def split_side(length: int, parts: int, margin_px: int) -> list[Span]:
     Raises:
         ValueError: *parts* is out of range, or so high that a window would be longer than the side or a core empty.
     """
-    window = -(-(length + 2 * margin_px * (parts - 1)) // parts) if parts > 0 else 0
-    if not 1 <= parts <= length or window > length:
-        raise ValueError(f"a side of {length} px cannot be cut into {parts} parts with a margin of {margin_px} px")
-    starts = [0] if parts == 1 else [i * (length - window) // (parts - 1) for i in range(parts)]
+    refusal = f"a side of {length} px cannot be cut into {parts} parts with a margin of {margin_px} px"
+    if not 1 <= parts <= length:
+        raise ValueError(refusal)
+    window = -(-(length + 2 * margin_px * (parts - 1)) // parts)
+    starts = [0, *(i * (length - window) // (parts - 1) for i in range(1, parts))]
     # Neighbours overlap by two margins or a little more; the cores meet in the middle of the overlap.
     seams = [right + (left + window - right) // 2 for left, right in pairwise(starts)]
     edges = [0, *seams, length]
-    if any(stop <= start for start, stop in pairwise(edges)):
-        raise ValueError(f"a side of {length} px in {parts} parts leaves a core empty")
+    if window > length or any(stop <= start for start, stop in pairwise(edges)):
+        raise ValueError(refusal)
     return [Span(start, edges[i], edges[i + 1], start + window) for i, start in enumerate(starts)]
 
 

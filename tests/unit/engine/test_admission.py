@@ -77,12 +77,14 @@ def test_a_tight_budget_makes_cores_smaller_than_the_card_wants_and_says_so() ->
 def test_what_does_not_fit_even_in_the_smallest_tiles_is_refused() -> None:
     """The message says how much it would take."""
     needed = CARD.peak_bytes(84 * 84)
-    with pytest.raises(OutOfMemoryError, match=f"250x250 needs {needed} bytes.*the memory budget is 1500000 bytes"):
+    with pytest.raises(
+        OutOfMemoryError, match=f"250x250 needs at least {needed} bytes.*the memory budget is 1500000 bytes"
+    ):
         plan_job(CARD, 250, 250, budget_bytes=1_500_000)
 
 
 def test_a_small_picture_fits_where_a_tile_does_not() -> None:
     """Only what is computed counts."""
     assert len(plan_job(CARD, 5, 5, budget_bytes=CARD.peak_bytes(25))[0]) == 1
-    with pytest.raises(OutOfMemoryError, match=f"5x5 needs {CARD.peak_bytes(25)} bytes"):
+    with pytest.raises(OutOfMemoryError, match=f"5x5 needs at least {CARD.peak_bytes(25)} bytes"):
         plan_job(CARD, 5, 5, budget_bytes=CARD.peak_bytes(24))
