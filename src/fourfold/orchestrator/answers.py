@@ -39,6 +39,7 @@ class WorkResult:
     safety: str  #: clean | flagged | not-checked
     model_id: str  #: what ran
     bytes: int
+    by_ours: bool  #: the answer had our form, so a worker of ours gave it
 
 
 def read_failure(status: int, headers: Mapping[str, str], body: bytes) -> FourfoldError:
@@ -62,7 +63,7 @@ def read_headers(headers: Mapping[str, str], fields: wire.UpscaleFields, path: P
     if not (seed.isascii() and seed.isdecimal()) or nsfw not in ("true", "false") or safety not in _SAFETY:
         raise BadResultError("expected Fourfold-Seed, -Nsfw and -Safety with the picture; check the worker's version")
     model_id = headers.get(wire.MODEL_HEADER, fields.model_id)
-    return WorkResult(path, int(seed), nsfw == "true", safety, model_id, path.stat().st_size)
+    return WorkResult(path, int(seed), nsfw == "true", safety, model_id, path.stat().st_size, by_ours=True)
 
 
 async def read_runner_json(body: Path, fields: wire.UpscaleFields, target: Path) -> WorkResult:
@@ -86,9 +87,8 @@ def _read_runner_json(body: Path, fields: wire.UpscaleFields, target: Path) -> W
     nsfw = bool(image.get("nsfw", False))
     # A Livepeer runner says false both for "clean" and for "not asked to look".
     unflagged = wire.SAFETY_CLEAN if fields.safety_check else wire.SAFETY_NOT_CHECKED
-    return WorkResult(
-        target, image["seed"], nsfw, wire.SAFETY_FLAGGED if nsfw else unflagged, fields.model_id, len(png)
-    )
+    safety = wire.SAFETY_FLAGGED if nsfw else unflagged
+    return WorkResult(target, image["seed"], nsfw, safety, fields.model_id, len(png), by_ours=False)
 
 
 async def check_png(path: Path) -> None:

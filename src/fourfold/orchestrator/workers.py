@@ -354,6 +354,7 @@ class Workers:
         self._changed.set()
         self._changed = asyncio.Event()
 
+
 async def _unless(silent: asyncio.Event, call: Coroutine[Any, Any, WorkResult], *, name: str) -> WorkResult:
     """Return what *call* returns, or raises; end it with UnreachableError once *silent* is set."""
     job = asyncio.create_task(call, name=name)

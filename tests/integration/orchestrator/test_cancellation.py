@@ -66,6 +66,8 @@ async def test_a_livepeer_runner_just_loses_the_connection(start, livepeer_runne
         await asyncio.wait_for(livepeer_runner.left.wait(), 5)
         await running.until_nothing_held()
 
+        assert [worker.is_ours for worker in running.workers.workers] == [False]
+
 
 async def test_delete_cancels_a_job(start, our_worker):
     """Whoever knows its id may: the gateway that gave it."""
