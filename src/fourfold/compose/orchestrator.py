@@ -17,7 +17,7 @@ from fourfold.errors import ConfigError
 from fourfold.imaging import Codec
 from fourfold.orchestrator.app import create_app
 from fourfold.orchestrator.models import ModelConfig, parse_models
-from fourfold.orchestrator.workers import Endpoint, Workers, external_endpoints
+from fourfold.orchestrator.workers import Endpoint, Workers, external_endpoints, own_models
 from fourfold.processes.lock import FolderLock
 from fourfold.processes.role import RoleProcess, announce_ready
 from fourfold.processes.serving import authority, listen, serve
@@ -83,7 +83,7 @@ async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics:
         "worker",
         to_json(settings.model_copy(update={"worker": theirs})),
         drain_s=theirs.drain_s,
-        on_restart=lambda role: metrics.restarts.labels(metrics.role, role).inc(),
+        on_restart=metrics.restarted,
     )
     async with process:
         await process.wait_ready()
@@ -102,7 +102,11 @@ async def run_orchestrator(settings: Settings, stop: asyncio.Event, announce: An
         store = FilesystemStore(folder / "results", ttl_s=ours.result_ttl_s, max_bytes=ours.result_bytes)
         async with _endpoints(settings, models, metrics) as endpoints:
             workers = Workers(endpoints, check_s=ours.worker_check_s, timeout_s=ours.worker_timeout_s)
-            async with Codec() as codec, workers, background(sweep_forever(store), name="sweep"):
+            async with (
+                Codec(on_restart=lambda: metrics.restarted("codec")) as codec,
+                workers,
+                background(sweep_forever(store), name="sweep"),
+            ):
                 app = create_app(
                     ours,
                     models,
@@ -124,7 +128,7 @@ async def _endpoints(
 ) -> AsyncIterator[Sequence[Endpoint]]:
     """Yield where the workers are: those of others by url, and one of our own for the entries without one."""
     external = external_endpoints(models)
-    mine = [model for model in models if model.url is None]
+    mine = own_models(models)
     if not mine:
         yield external
         return

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 #: The standard library's default, which ``asyncio.start_server`` uses as well.
 _READ_BUFFER_BYTES: Final = 2**16
 _NO_DESCRIPTOR_PAUSE_S: Final = 0.05
+_GOODBYE_S: Final = 1.0  #: for TLS' closing words, which gRPC's clients never answer
 _FULL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n"
     b"Content-Type: application/json\r\nContent-Length: 58\r\n\r\n"
@@ -128,7 +129,11 @@ class Connections:
         handshake_s = self._patience.handshake_s if self._tls else None
         try:
             transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol, peer, ssl=self._tls, ssl_handshake_timeout=handshake_s
+                lambda: protocol,
+                peer,
+                ssl=self._tls,
+                ssl_handshake_timeout=handshake_s,
+                ssl_shutdown_timeout=_GOODBYE_S if self._tls else None,
             )
         except (OSError, asyncio.CancelledError):  # an SSLError is an OSError
             peer.close()
@@ -143,6 +148,8 @@ class Connections:
         connection.on_idle = lambda: self._to_the_end(task)
         try:
             await connection
+        except OSError:
+            log.debug("connection_broken")  # an SSLError, too: the peer spoke after its goodbye
         except Exception:  # the edge of a connection; Hypercorn answers for the application's own failures
             log.exception("connection_failed")
         finally:

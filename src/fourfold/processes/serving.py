@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from h2.connection import H2Connection
 from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
@@ -20,6 +21,7 @@ from fourfold.processes.connections import Connections, Patience
 _T = TypeVar("_T")
 
 _BACKLOG: Final = 1024
+_UNLIMITED: Final = 2**31
 #: A payment of 600 tickets is about 64 KiB in base64; HTTP/2 counts names and 32 bytes for each header besides.
 _HEADER_BYTES: Final = 128 * 1024
 
@@ -30,7 +32,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises: ConfigError if the address is in use or not ours.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol named, asyncio sets TCP_NODELAY on what it accepts: 44 ms less for each small answer.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
@@ -67,7 +70,10 @@ async def serve(
     config.backlog = _BACKLOG
     config.h11_max_incomplete_size = _HEADER_BYTES
     config.h2_max_header_list_size = _HEADER_BYTES
+    # Hypercorn's setting does not reach the decoder that it gives the limit to.
+    H2Connection.DEFAULT_MAX_HEADER_LIST_SIZE = _HEADER_BYTES
     config.keep_alive_timeout = 75
+    config.keep_alive_max_requests = _UNLIMITED  # gRPC keeps one connection for all its calls
     config.include_server_header = False
     config.errorlog = _server_log()
     config.accesslog = None

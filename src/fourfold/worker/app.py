@@ -99,7 +99,8 @@ class _Routes:
 
     async def health(self) -> Response:
         """Say how the worker is: LOADING, OK, IDLE or ERROR. Answers while jobs run."""
-        return JSONResponse({"status": self.worker.health})
+        ours = {wire.PROTOCOL_HEADER: wire.PROTOCOL_VERSION}  # so that an orchestrator of ours knows us
+        return JSONResponse({"status": self.worker.health}, headers=ours)
 
     async def hardware_info(self) -> Response:
         """Describe the compute devices."""
