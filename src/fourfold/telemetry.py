@@ -4,12 +4,17 @@ One event per state change, ``log.info("job_done", extra={...})``; names are fix
 Never logged: prompts, images, keys, tokens, full result URLs.
 """
 
+import contextlib
 import contextvars
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Final
 
+import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from pythonjsonlogger.json import JsonFormatter
 
 #: The id that one request keeps from client to child; set where the request enters a process.
@@ -17,6 +22,9 @@ request_id: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("request
 
 #: Upper bounds of the buckets of every duration, seconds.
 _DURATION_BUCKETS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+
+#: Modules that run as children of a role, and what they are called.
+_CHILDREN: Final = {"fourfold.worker.child": "device", "fourfold.imaging.server": "codec"}
 
 _RESERVED: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {"message", "asctime", "taskName"}
 
@@ -62,6 +70,39 @@ def set_up_logging(role: str, *, level: str = "info", style: str = "console") ->
     logging.getLogger("fourfold").setLevel(level.upper())
 
 
+class _Processes(Collector):
+    """Memory and open files of this process and of its children that are no role of their own, read when asked for."""
+
+    def __init__(self, role: str) -> None:
+        self._role = role
+
+    def describe(self) -> Iterable[Metric]:
+        """Name the metrics without looking."""
+        return self._families()
+
+    def collect(self) -> Iterable[Metric]:
+        """Look at the processes."""
+        memory, files = families = self._families()
+        us = psutil.Process()
+        memory.add_metric([self._role, "own"], us.memory_info().rss)
+        if hasattr(us, "num_fds"):  # not on Windows
+            files.add_metric([self._role], us.num_fds())
+        for child in us.children():
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                kind = next((name for module, name in _CHILDREN.items() if module in child.cmdline()), None)
+                if kind is not None:
+                    memory.add_metric([self._role, kind], child.memory_info().rss)
+        return families
+
+    @staticmethod
+    def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+        text = "Resident memory of the role's own process and of its device and codec processes"
+        return (
+            GaugeMetricFamily("fourfold_process_memory_bytes", text, labels=["role", "process"]),
+            GaugeMetricFamily("fourfold_open_files", "Files and sockets that the role has open", labels=["role"]),
+        )
+
+
 class Metrics:
     """The counters of one role, in a registry of their own so that two roles can live in one process."""
 
@@ -75,6 +116,9 @@ class Metrics:
             "fourfold_errors", "Failures by code and blame", ["role", "code", "blame"], registry=self.registry
         )
         self.in_flight = Gauge("fourfold_jobs_in_flight", "Jobs open now", ["role"], registry=self.registry)
+        self.queued = Gauge(
+            "fourfold_jobs_queued", "Open jobs that wait for their turn", ["role"], registry=self.registry
+        )
         self.input_pixels = Counter(
             "fourfold_input_pixels", "Input pixels of finished jobs", ["role", "model_id"], registry=self.registry
         )
@@ -92,6 +136,11 @@ class Metrics:
             ["role", "process"],
             registry=self.registry,
         )
+        self.registry.register(_Processes(role))
+
+    def restarted(self, process: str) -> None:
+        """Record that a *process* of ours (a role, "device", "codec") was started again."""
+        self.restarts.labels(self.role, process).inc()
 
     def observe_stage(self, stage: str, seconds: float, *, model_id: str = "") -> None:
         """Record how long *stage* of one job took."""

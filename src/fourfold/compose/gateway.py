@@ -47,7 +47,7 @@ async def run_gateway(settings: Settings, stop: asyncio.Event, announce: Announc
         store = FilesystemStore(folder / "results", ttl_s=ours.result_ttl_s, max_bytes=ours.result_bytes)
         board = JobBoard(max_jobs=ours.max_jobs, metrics=metrics)
         async with (
-            Codec(processes=ours.codec_processes) as codec,
+            Codec(processes=ours.codec_processes, on_restart=lambda: metrics.restarted("codec")) as codec,
             Dispatcher(
                 ours,
                 discovery=discovery,

@@ -73,7 +73,11 @@ async def open_worker(settings: WorkerSettings, cache: Path, metrics: Metrics) -
     if missing:
         raise ConfigError(f"worker.warm: {missing[0]!r} is not among the worker's models: {', '.join(cards)}")
     async with (
-        Codec(processes=settings.codec_processes, timeout_s=settings.job_timeout_s) as codec,
+        Codec(
+            processes=settings.codec_processes,
+            timeout_s=settings.job_timeout_s,
+            on_restart=lambda: metrics.restarted("codec"),
+        ) as codec,
         Device(device_limits(settings), cards, warm=warm, metrics=metrics) as device,
     ):
         worker = Worker(

@@ -50,6 +50,9 @@ class JobBoard:
         self._is_draining = False
         self._emptied = asyncio.Event()
         self._emptied.set()
+        metrics.queued.labels(metrics.role).set_function(
+            lambda: sum(job.state is JobState.QUEUED for job in self.jobs())
+        )
 
     @property
     def is_draining(self) -> bool:

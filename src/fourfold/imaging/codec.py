@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -26,10 +26,18 @@ class Codec:
     killed a process that had done nothing.
     """
 
-    def __init__(self, *, processes: int = 1, timeout_s: float = 60.0, memory_bytes: int = _MEMORY_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        processes: int = 1,
+        timeout_s: float = 60.0,
+        memory_bytes: int = _MEMORY_BYTES,
+        on_restart: Callable[[], None] = lambda: None,
+    ) -> None:
         self._count = processes
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
+        self._on_restart = on_restart
         self._idle: asyncio.Queue[Child | None] = asyncio.Queue()
         self._children: set[Child] = set()
         self._burials: set[asyncio.Task[None]] = set()
@@ -119,6 +127,7 @@ class Codec:
         try:
             if child is None:
                 child = await self._start()
+                self._on_restart()
             async with asyncio.timeout(self._timeout_s):
                 await child.send({"op": op, **request})
                 reply = await child.receive()

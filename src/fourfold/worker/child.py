@@ -6,6 +6,7 @@ of the pipe and nothing outside this process is lost.
 
 import argparse
 import queue
+import sys
 import threading
 import time
 import traceback
@@ -62,6 +63,11 @@ class DeviceLoop:
     def busy(self) -> bool:
         """Whether any engine has a job."""
         return any(engine.busy for engine in self._engines.values())
+
+    @property
+    def requests(self) -> list[str]:
+        """The clients' request ids of the open jobs."""
+        return [job.request_id for job, _ in self._jobs.values()]
 
     def interrupt(self, job_id: str) -> None:
         """Tell every engine to forget the job; may come from another thread while a step runs."""
@@ -233,9 +239,10 @@ def main() -> None:
     pipe.send({"event": orders.READY})
     try:
         run(pipe, device)
-    except MemoryError:
+    except Exception as exc:  # noqa: BLE001  # the edge of the process: which request it was is known only here
         traceback.print_exc()
-        Pipe.leave(orders.OUT_OF_MEMORY_STATUS)
+        print(f"device_crashed requests={','.join(device.requests)}", file=sys.stderr, flush=True)
+        Pipe.leave(orders.OUT_OF_MEMORY_STATUS if isinstance(exc, MemoryError) else 1)
 
 
 if __name__ == "__main__":

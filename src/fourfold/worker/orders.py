@@ -38,6 +38,7 @@ class DeviceJob:
     num_inference_steps: int | None = None
     float32: bool = False  #: whatever the settings say
     safety_check: bool = True
+    request_id: str = ""  #: the client's, for what the child says about the job
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a pipe."""

@@ -229,7 +229,7 @@ class Device:
                 raise
             self._starts += 1
             if self._starts > 1 and self._metrics is not None:
-                self._metrics.restarts.labels(self._metrics.role, "device").inc()
+                self._metrics.restarted("device")
             self._child = child
             self._reader = asyncio.create_task(self._read(child), name="device-reader")
             return child
@@ -313,7 +313,7 @@ class Device:
             pulse.cancel()
             await asyncio.gather(pulse, return_exceptions=True)
             if not self._closing:
-                log.warning("device_process_ended", extra={"how": exc.reason, "jobs": len(self._jobs)})
+                log.warning("device_process_ended", extra={"how": exc.reason, "jobs": sorted(self._jobs)})
             await child.close()
             self._loaded.clear()
             waiting: list[asyncio.Future[Any]] = [job.ended for job in self._jobs.values()]

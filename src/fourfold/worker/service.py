@@ -12,7 +12,7 @@ from fourfold.config import LimitSettings
 from fourfold.engine.base import EngineCard
 from fourfold.errors import FourfoldError, NoCapacityError, ShuttingDownError, UnknownModelError
 from fourfold.imaging import Canvas, Codec
-from fourfold.telemetry import Metrics
+from fourfold.telemetry import Metrics, request_id
 from fourfold.worker.orders import DeviceJob, Upscaled, WorkOrder
 from fourfold.worker.process import Device, OnProgress
 
@@ -47,6 +47,7 @@ class Worker:
         self._limits = limits
         self._open = 0
         self._draining = False
+        metrics.queued.labels(metrics.role).set_function(lambda: max(0, self._open - device.running))
         shutil.rmtree(cache, ignore_errors=True)  # what a killed predecessor left; the folder's lock is ours
         cache.mkdir(parents=True)
 
@@ -135,6 +136,7 @@ class Worker:
             num_inference_steps=order.num_inference_steps,
             float32=source.bits == 16,
             safety_check=order.safety_check,
+            request_id=request_id.get(),
         )
         result = await self.device.run(job, on_progress)
         ran = clock()
