@@ -25,6 +25,9 @@ _UNLIMITED: Final = 2**31
 #: A payment of 600 tickets is about 64 KiB in base64; HTTP/2 counts names and 32 bytes for each header besides.
 _HEADER_BYTES: Final = 128 * 1024
 
+#: A TLS connection holds some 300 KiB of buffers from its first byte on, handshake included.
+_OVER_TLS: Final = Patience(most_open=250)
+
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket bound to *host*:*port*, listening; port 0 takes a free one.
@@ -81,7 +84,7 @@ async def serve(
         config.certfile, config.keyfile = str(tls[0]), str(tls[1])
     context = config.create_ssl_context() if tls is not None else None
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
-    connections = Connections(wrapped, sock, config, context, patience or Patience())
+    connections = Connections(wrapped, sock, config, context, patience or (Patience() if tls is None else _OVER_TLS))
     async with connections.accepting(drain_s=drain_s):
         await stop.wait()
 

@@ -16,6 +16,9 @@ from fourfold.errors import StorageFullError, UploadTooLargeError, ValidationErr
 
 FIELD_BYTES: Final = 64 * 1024  #: a text field larger than this is no prompt
 _HEADER_BYTES: Final = 8 * 1024  #: all headers of one part
+#: A body may be slow for so long; from then on its mean rate counts. A byte a second only holds a place.
+_SLOW_S: Final = 20.0
+_LEAST_BYTES_PER_S: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -41,7 +44,8 @@ async def read_form(
     The caller removes *image_path* in every outcome. Filenames and the parts' content types are ignored.
 
     Raises:
-        ValidationError: the body is no multipart form, is damaged, has too many parts, or stops for *silence_s*.
+        ValidationError: the body is no multipart form, is damaged, has too many parts, stops for *silence_s*, or
+            arrives so slowly that it only holds a place.
         UploadTooLargeError: the body has more than *max_bytes* bytes.
         StorageFullError: *image_path* cannot be written.
     """
@@ -51,12 +55,19 @@ async def read_form(
             f"expected Content-Type multipart/form-data with a boundary, got {content_type[:100]!r}", field="body"
         )
     received = 0
+    clock = asyncio.get_running_loop().time
+    started = clock()
     with _FormReader(options[b"boundary"], image_path, max_parts) as reader:
         try:
             async for chunk in _with_timeout(chunks, silence_s):
                 received += len(chunk)
                 if received > max_bytes:
                     raise UploadTooLargeError(f"a request may have {max_bytes} bytes; send a smaller image")
+                seconds = clock() - started
+                if seconds > _SLOW_S and received < seconds * _LEAST_BYTES_PER_S:
+                    raise ValidationError(
+                        f"the body has {received} bytes after {seconds:.0f} s; send faster", field="body"
+                    )
                 reader.feed(chunk)
         except TimeoutError:
             raise ValidationError(f"the body stopped arriving for {silence_s:g} s", field="body") from None
