@@ -266,14 +266,8 @@ class Running:
             files={"image": ("x.png", png() if image is None else image, "application/octet-stream")},
         )
 
-    def assert_nothing_held(self) -> None:
-        """Fail if a slot, a file or a job is still held."""
-        assert [0] * len(self.workers.workers) == [worker.in_use for worker in self.workers.workers]
-        assert list(self.spool.iterdir()) == []
-        assert len(self.app.requests.jobs) == 0
-
     async def until_nothing_held(self) -> None:
-        """Wait, within bounds, for what a departed client still holds."""
+        """Fail unless every slot, file and job is given back soon: a reply may be read before its folder is gone."""
         async with asyncio.timeout(5):
             while self.app.requests.jobs or any(w.in_use for w in self.workers.workers) or list(self.spool.iterdir()):
                 await asyncio.sleep(0.01)

@@ -84,7 +84,7 @@ async def test_delete_cancels_a_job(start, our_worker):
         assert (gone.status_code, reply.status_code, again.status_code) == (204, 499, 404)
         assert reply.headers["Fourfold-Error"] == "cancelled"
         assert again.headers["Fourfold-Error"] == "not_found"
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def test_the_same_job_again_takes_the_place_of_the_first(start, our_worker):
@@ -102,7 +102,7 @@ async def test_the_same_job_again_takes_the_place_of_the_first(start, our_worker
 
         assert replaced.status_code == 499
         assert reply.status_code in (200, 503)  # 503 if its slot was still being given back
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def events_of(running, job_id):

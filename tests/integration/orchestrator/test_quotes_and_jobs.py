@@ -90,7 +90,7 @@ async def test_a_job_of_ours_gives_the_picture_itself(start, our_worker, make_pn
         }
         assert {name: reply.headers[name] for name in facts} == facts
         assert int(reply.headers[wire.DURATION_HEADER]) >= 0
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def test_our_worker_is_told_everything(start, our_worker, make_png):
@@ -152,7 +152,7 @@ async def test_a_livepeer_gateway_gets_a_url_that_serves_the_picture(start, our_
             b"",
             str(len(make_png(32, 24))),
         )
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def test_an_old_gateway_gets_the_picture_inside_the_answer(start, our_worker, make_png):
@@ -164,7 +164,7 @@ async def test_an_old_gateway_gets_the_picture_inside_the_answer(start, our_work
 
         assert head == "data:image/png;base64"
         assert base64.b64decode(data) == make_png(32, 24)
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def test_the_configured_address_stands_in_every_url(start, our_worker):

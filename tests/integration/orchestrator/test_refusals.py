@@ -18,7 +18,7 @@ async def both(running, *args, **options):
     """Send the same request as a Livepeer gateway and as one of ours; return status, text and status, code."""
     livepeers = await running.upscale(*args, ours=False, **options)
     ours = await running.upscale(*args, **options)
-    running.assert_nothing_held()
+    await running.until_nothing_held()
     assert livepeers.headers["Content-Type"] == "text/plain; charset=utf-8"
     assert ours.headers["Content-Type"] == "application/json"
     return (livepeers.status_code, livepeers.text), (ours.status_code, ours.headers["Fourfold-Error"])
@@ -92,7 +92,7 @@ async def test_an_upload_beyond_the_limit_is_refused_and_the_refusal_read(start,
         )
 
         assert (reply.status_code, reply.headers["Fourfold-Error"]) == (413, "upload_too_large")
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ async def test_a_body_that_is_no_form_with_an_image(start, our_worker, content_t
 
         assert reply.status_code == 400
         assert reply.text.startswith("upscale request returned 400: ")
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def test_credentials_and_payment_are_refused_in_livepeers_words(start, our_worker):
@@ -167,7 +167,7 @@ async def test_a_full_orchestrator_says_insufficient_capacity(start, our_worker)
         assert (ours.status_code, ours.headers["Fourfold-Error"]) == (503, "insufficient_capacity")
         assert livepeers.headers["Retry-After"] == ours.headers["Retry-After"] == "1"
         assert (await first).status_code == 200
-        running.assert_nothing_held()
+        await running.until_nothing_held()
         assert (await running.upscale()).status_code == 200
 
 
@@ -204,7 +204,7 @@ async def test_a_bug_of_ours_is_an_answer_and_holds_nothing(start, our_worker, c
         assert (livepeers.status_code, ours.status_code, ours.headers["Fourfold-Error"]) == (500, 500, "internal")
         assert "secret" not in livepeers.text + ours.text
         assert "request_failed" in [record.message for record in caplog.records]
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def test_a_result_that_cannot_be_kept(start, our_worker):
@@ -215,7 +215,7 @@ async def test_a_result_that_cannot_be_kept(start, our_worker):
         reply = await running.upscale(ours=False)
 
         assert (reply.status_code, reply.text) == (500, "Could not create storage to receive results\n")
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def test_a_connection_that_breaks_in_mid_upload_leaves_nothing(start, our_worker, caplog):
@@ -254,4 +254,4 @@ async def test_a_sender_that_falls_silent_is_given_up(start, our_worker):
 
         assert (reply.status_code, reply.headers["Fourfold-Error"]) == (422, "validation_error")
         assert "stopped arriving" in reply.text
-        running.assert_nothing_held()
+        await running.until_nothing_held()

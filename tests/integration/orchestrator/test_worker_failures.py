@@ -130,7 +130,7 @@ async def test_a_livepeer_runners_failure(start, livepeer_runner, make_refusal, 
         assert livepeers.status_code == 500
         assert livepeers.text.startswith(text)
         assert ours.headers["Fourfold-Error"] == code
-        running.assert_nothing_held()
+        await running.until_nothing_held()
         livepeer_runner.answer = None
         assert (await running.upscale()).status_code == 200
 
@@ -169,7 +169,7 @@ async def test_our_worker_without_its_facts_is_a_bad_result(start, our_worker, m
         reply = await running.upscale()
 
         assert (reply.status_code, reply.headers["Fourfold-Error"]) == (502, "bad_result")
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def test_a_result_beyond_the_limit_is_a_bad_result(start, our_worker):
@@ -179,7 +179,7 @@ async def test_a_result_beyond_the_limit_is_a_bad_result(start, our_worker):
         reply = await running.upscale()
 
         assert reply.headers["Fourfold-Error"] == "bad_result"
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 @pytest.mark.parametrize("behave", [close, half, garbage], ids=lambda behave: behave.__name__)
@@ -187,12 +187,13 @@ async def test_a_worker_that_drops_the_connection_is_tried_once_more(start, raw_
     """It answers its health check again, so it gets one more chance; then the gateway is told."""
     async with raw_worker(behave) as (worker, url), start(url) as running:
         ours = await running.upscale()
+        await running.workers.wait_ready(MODEL)
         livepeers = await running.upscale(ours=False)
 
         assert (ours.status_code, ours.headers["Fourfold-Error"]) == (502, "unreachable")
         assert (livepeers.status_code, livepeers.text) == (500, "no workers can process job requested\n")
         assert worker.jobs == 4
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def test_a_worker_that_hangs_is_given_up_at_the_deadline(start, raw_worker):
@@ -204,7 +205,7 @@ async def test_a_worker_that_hangs_is_given_up_at_the_deadline(start, raw_worker
         assert (ours.status_code, ours.headers["Fourfold-Error"]) == (504, "deadline_exceeded")
         assert (livepeers.status_code, livepeers.text) == (500, "Remote worker took too long\n")
         assert worker.jobs == 2
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def test_a_failing_worker_is_replaced_by_another(start, livepeer_runner, our_worker, make_refusal):
@@ -215,7 +216,7 @@ async def test_a_failing_worker_is_replaced_by_another(start, livepeer_runner, o
 
         assert [reply.status_code for reply in replies] == [200] * 4
         assert len(our_worker.jobs) == 4
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def test_a_busy_worker_is_replaced_by_another(start, livepeer_runner, our_worker, make_refusal):
@@ -246,7 +247,7 @@ async def test_the_emptier_worker_is_chosen(start, livepeer_runner, our_worker):
         assert (await running.upscale()).status_code == 503
         our_worker.hold.set()
         assert [(await job).status_code for job in jobs] == [200] * 6
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 class Movable:
@@ -283,7 +284,7 @@ async def test_a_job_waits_for_its_only_worker_to_come_back(start, raw_worker, o
 
         assert (reply.status_code, reply.content) == (200, make_png(32, 24))
         assert (worker.jobs, len(our_worker.jobs)) == (1, 1)
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def test_a_job_does_not_wait_for_ever_for_its_only_worker(start, raw_worker):
@@ -301,7 +302,7 @@ async def test_a_job_does_not_wait_for_ever_for_its_only_worker(start, raw_worke
         reply = await running.upscale()
 
         assert (reply.status_code, reply.headers["Fourfold-Error"]) == (502, "unreachable")
-        running.assert_nothing_held()
+        await running.until_nothing_held()
 
 
 async def test_a_worker_that_is_not_there_is_no_capacity(start):
