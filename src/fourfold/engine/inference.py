@@ -26,6 +26,7 @@ WARM_PIXELS: Final = 128 * 128
 """After a tile of up to this size its memory is kept for the next one."""
 
 IsStopped = Callable[[], bool]
+Pause = tuple[()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ class Inference:
         """Return how many steps a tile of this size takes."""
         return 1 if height * width <= self._small_pixels else len(self._body)
 
-    def run(self, window: Pixels8or16, keep: Box, *, is_stopped: IsStopped) -> Generator[None, None, Pixels8or16]:
-        """Upscale *window* and return its part *keep*; yield between two steps.
+    def run(self, window: Pixels8or16, keep: Box, *, is_stopped: IsStopped) -> Generator[Pause, None, Pixels8or16]:
+        """Upscale *window* and return its part *keep*; yield nothing between two steps.
 
         Args:
             window: ``[h, w, 3]``.
@@ -113,13 +114,13 @@ class Inference:
 
     def _run_body(
         self, alive: dict[str, NDArray[np.float32]], peak: NDArray[np.float32], is_stopped: IsStopped
-    ) -> Generator[None, None, NDArray[np.float32]]:
+    ) -> Generator[Pause, None, NDArray[np.float32]]:
         """Return the one blob that the body makes of those *alive*; yield between its pieces."""
         _, _, height, width = alive[self._picture].shape
         later = [*self._body[1:], *([self._tail] if self._tail else [])]
         for i, piece in enumerate(self._body):
             if i > 0:
-                yield
+                yield ()
             model = self._body_model(i, (height, width))
             inputs = {blob: alive[blob] for blob in piece.entering}
             if not later:

@@ -22,7 +22,7 @@ def inference(files: tuple[bytes, bytes], tuning: Tuning) -> Inference:
     return Inference(join(read_network(*files)), is_bf16=False, threads=1, tuning=tuning)
 
 
-def run(work: Generator[None, None, Pixels8or16]) -> tuple[int, Pixels8or16]:
+def run(work: Generator[tuple[()], None, Pixels8or16]) -> tuple[int, Pixels8or16]:
     """Return how many steps *work* took, and its result."""
     steps = 1
     while True:
