@@ -19,13 +19,11 @@ from fourfold.errors import (
     DeadlineExceededError,
     EngineCrashedError,
     FourfoldError,
-    NetworkError,
     NoOrchestratorError,
-    OfferError,
-    Retry,
     UnknownModelError,
     UnreachableError,
 )
+from fourfold.gateway.attempts import FIRST_PAUSE_S, Attempts
 from fourfold.gateway.board import OpenJob
 from fourfold.gateway.discovery import Discovery
 from fourfold.gateway.jobs import JobState
@@ -41,14 +39,6 @@ from fourfold.telemetry import Metrics
 log = logging.getLogger(__name__)
 
 SCALE: Final = 4
-#: Failures after which a job is given up; a full or unreachable orchestrator is none, that costs waiting time only.
-_MOST_FAILURES: Final = 5
-_MOST_ATTEMPTS: Final = 20  #: of any outcome
-#: Crashes of a worker after which the input is suspected rather than the workers.
-_MOST_CRASHES: Final = 2
-_MOST_RENEWALS: Final = 2  #: fresh tokens per orchestrator and job
-_FIRST_PAUSE_S: Final = 0.25
-_LONGEST_PAUSE_S: Final = 4.0
 #: A model that was on offer this long ago may be about to come back: its worker restarts.
 _COMING_BACK_S: Final = 15.0
 
@@ -66,7 +56,7 @@ class Delivered:
     fee: Wei
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Task:
     """What the attempts of one job share."""
 
@@ -76,14 +66,7 @@ class _Task:
     fields: UpscaleFields
     folder: Path
     pixels: Pixels
-    attempts: int = 0
-    failures: int = 0
-    waited_s: float = 0.0
-    pauses: int = 0
-    renewals: dict[str, int] = field(default_factory=dict)
-    tried: set[str] = field(default_factory=set)  #: orchestrators that failed since the last pause
-    crashed: list[str] = field(default_factory=list)  #: orchestrators, one entry for each crash
-    last_error: FourfoldError | None = None
+    attempts: Attempts = field(default_factory=Attempts)
 
 
 class Dispatcher:
@@ -195,38 +178,43 @@ class Dispatcher:
                 has_looked = True
                 continue
             self._discovery.look_again()
-            await self._clock.sleep(_FIRST_PAUSE_S)
-            waited_s += _FIRST_PAUSE_S
+            await self._clock.sleep(FIRST_PAUSE_S)
+            waited_s += FIRST_PAUSE_S
 
     async def _deliver(self, task: _Task) -> tuple[Offer, Answer, Path]:
         """Return the first good answer: the offer it came from, the answer, the picture's file."""
+        attempts, model_id = task.attempts, task.fields.model_id
         while True:
-            ranked = rank(
-                self._discovery.offers(task.fields.model_id), input_pixels=task.pixels, max_price=self._max_price
-            )
-            offer = next((o for o in ranked if o.orchestrator not in task.tried), None)
+            ranked = rank(self._discovery.offers(model_id), input_pixels=task.pixels, max_price=self._max_price)
+            offer = next((o for o in ranked if o.orchestrator not in attempts.tried), None)
             if offer is None:
-                await self._pause(task, found=len(ranked))
+                pause_s = attempts.next_pause_s(limit_s=self._settings.capacity_wait_s)
+                if pause_s is None:
+                    raise attempts.last_error or NoOrchestratorError(f"nobody offers {model_id!r} any more")
+                if not ranked:
+                    self._discovery.look_again()
+                await self._clock.sleep(pause_s)
                 continue
             try:
                 return await self._attempt(task, offer)
             except FourfoldError as exc:
+                attempts.note(offer.orchestrator, exc)
                 await self._note_failure(task, offer, exc)
-                if exc.retry is Retry.NEVER or self._is_enough(task):
+                if attempts.is_over:
                     raise
+                self._metrics.count_error(exc.code, exc.blame.name.lower())
             task.open_job.to(JobState.QUEUED)
 
     async def _attempt(self, task: _Task, offer: Offer) -> tuple[Offer, Answer, Path]:
         """Have the work done at *offer* and check what comes back."""
-        task.attempts += 1
-        job_id = f"{task.open_job.job_id}-{task.attempts}"
-        target = task.folder / f"result-{task.attempts}.png"
+        task.attempts.count += 1
+        job_id = f"{task.open_job.job_id}-{task.attempts.count}"
+        target = task.folder / f"result-{task.attempts.count}.png"
         model_id = task.fields.model_id
         task.open_job.to(JobState.RUNNING, model_id=model_id)
         started_s = self._clock.monotonic()
-        renew = isinstance(task.last_error, FourfoldError) and task.last_error.retry is Retry.SAME
         with self._discovery.occupying(offer), self._timed("submit", model_id):
-            token = await self._discovery.auth_token(offer, renew=renew)
+            token = await self._discovery.auth_token(offer, renew=task.attempts.wants_fresh_token)
             order = WorkOrder(job_id, task.request_id, task.prepared.path, task.fields)
             try:
                 answer = await self._submitter.submit(order, offer, token, target)
@@ -235,51 +223,19 @@ class Dispatcher:
                 raise
         seconds = self._clock.monotonic() - started_s
         with self._timed("verify", model_id):
-            width, height = SCALE * task.prepared.width, SCALE * task.prepared.height
-            await self._codec.verify(target, width, height)
+            await self._codec.verify(target, SCALE * task.prepared.width, SCALE * task.prepared.height)
         self._discovery.note_success(offer, seconds=seconds, input_pixels=task.pixels, is_ours=answer.is_ours)
         return offer, answer, target
 
     async def _note_failure(self, task: _Task, offer: Offer, error: FourfoldError) -> None:
-        """Remember what a failed attempt means for the job, the orchestrator and the input."""
-        task.last_error = error
+        """Remember what a failed attempt means for the orchestrator and for the input."""
         self._discovery.note_failure(offer, error)
         facts = {"job_id": task.open_job.job_id, "orchestrator": offer.orchestrator, "model_id": offer.model_id}
-        log.warning("attempt_failed", extra={**facts, "code": error.code, "attempt": task.attempts})
-        if error.retry is not Retry.NEVER:
-            self._metrics.count_error(error.code, error.blame.name.lower())
-        renewals = task.renewals.get(offer.orchestrator, 0)
-        if error.retry is Retry.SAME and renewals < _MOST_RENEWALS:
-            task.renewals[offer.orchestrator] = renewals + 1
-            return
-        task.tried.add(offer.orchestrator)
-        task.failures += not isinstance(error, OfferError | NetworkError)
-        if isinstance(error, EngineCrashedError):
-            task.crashed.append(offer.orchestrator)
-            if len(set(task.crashed)) >= _MOST_CRASHES:
-                digest = await asyncio.to_thread(_digest, task.prepared.path, task.fields.model_id)
-                self._quarantine.add(digest, now_s=self._clock.monotonic())
-                log.error("input_quarantined", extra={**facts, "digest": digest[:16]})
-
-    def _is_enough(self, task: _Task) -> bool:
-        """Return whether the job is to be given up now."""
-        return task.failures >= _MOST_FAILURES or task.attempts >= _MOST_ATTEMPTS or len(task.crashed) >= _MOST_CRASHES
-
-    async def _pause(self, task: _Task, *, found: int) -> None:
-        """Wait before everyone is tried again, a little longer each time.
-
-        Raises: the last error, or NoOrchestratorError, once the job has waited for ``capacity_wait_s``.
-        """
-        if task.waited_s >= self._settings.capacity_wait_s:
-            raise task.last_error or NoOrchestratorError(f"nobody offers {task.fields.model_id!r} any more")
-        pause_s = min(_FIRST_PAUSE_S * 2**task.pauses, _LONGEST_PAUSE_S)
-        pause_s = min(pause_s, self._settings.capacity_wait_s - task.waited_s)
-        task.pauses += 1
-        task.waited_s += pause_s
-        if not found:
-            self._discovery.look_again()
-        await self._clock.sleep(pause_s)
-        task.tried.clear()
+        log.warning("attempt_failed", extra={**facts, "code": error.code, "attempt": task.attempts.count})
+        if isinstance(error, EngineCrashedError) and task.attempts.is_input_suspect:
+            digest = await asyncio.to_thread(_digest, task.prepared.path, offer.model_id)
+            self._quarantine.add(digest, now_s=self._clock.monotonic())
+            log.error("input_quarantined", extra={**facts, "digest": digest[:16]})
 
     async def _refuse_quarantined(self, task: _Task) -> None:
         """Raise EngineCrashedError if this input crashed two orchestrators' workers a short while ago."""

@@ -341,6 +341,16 @@ async def test_a_connection_that_breaks_for_ever_has_an_end(image: Path) -> None
     assert isinstance(done.error, UnreachableError)
 
 
+async def test_a_large_busy_network_is_waited_for_as_long_as_a_small_one(image: Path) -> None:
+    """Refusals for want of room are not counted."""
+    network = Network(offers_of("abcdefgh"), {name: [NoCapacityError("full")] * 99 for name in "abcdefgh"})
+
+    done = await run(network, image, capacity_wait_s=60.0)
+
+    assert sum(done.clock.sleeps) == 60.0
+    assert isinstance(done.error, NoCapacityError)
+
+
 async def test_two_crashes_end_the_job(image: Path) -> None:
     """The input is suspected; it is not tried on a third."""
     crash = EngineCrashedError("boom")
