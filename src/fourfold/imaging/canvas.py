@@ -36,7 +36,7 @@ class Canvas:
         return np.memmap(self.path, self.dtype, "r", shape=(self.height, self.width, self.bands))
 
     def rows(self, top: int, bottom: int) -> NDArray[Any]:
-        """Return rows *top* .. *bottom*, within the canvas, as an array of their own: no map that grows with the file."""
+        """Return rows *top* .. *bottom*, read into an array of its own: a map would grow with the file."""
         with self.path.open("rb") as file:
             file.seek(top * self.row_bytes)
             samples = np.fromfile(file, self.dtype, (bottom - top) * self.width * self.bands)
@@ -89,8 +89,9 @@ class CanvasWriter:
         height, width, bands = pixels.shape
         fits = 0 <= x <= self._canvas.width - width and 0 <= y <= self._canvas.height - height
         if pixels.dtype != self._canvas.dtype or bands != self._canvas.bands or not fits:
+            place = f"inside {self._canvas.width} x {self._canvas.height}"
             raise ValueError(
-                f"expected {self._canvas.dtype} [h, w, {self._canvas.bands}] inside {self._canvas.width} x {self._canvas.height}, "
+                f"expected {self._canvas.dtype} [h, w, {self._canvas.bands}] {place}, "
                 f"got {pixels.dtype} {pixels.shape} at {x}, {y}"
             )
         data = memoryview(pixels.tobytes())

@@ -42,7 +42,7 @@ FORMATS: Final[Mapping[str, OutputFormat]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """How the result is to be written. Checks itself: InvalidParameterError names the field, the value and the range."""
+    """How the result is to be written. Checks itself: InvalidParameterError names the field and the range."""
 
     format: str = "png"  #: png | jpeg | webp | avif | tiff
     quality: int | None = None  #: 1 .. 100, for jpeg, webp and avif; None = the format's default

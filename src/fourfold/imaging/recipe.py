@@ -19,6 +19,8 @@ class Intake:
     frames: int = 1
     orientation: int = 1  #: the tag's value, 1 .. 8; 1 = it was upright
     profile: str | None = None  #: the embedded profile's own name
+    xres: float = 0.0  #: pixels a millimetre in print, across; 0 = not said
+    yres: float = 0.0  #: the same, down
     alpha: str = "none"  #: "none" | "opaque" (and dropped) | "soft" | "hard" (only 0 and full)
 
 
