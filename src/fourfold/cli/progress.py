@@ -18,15 +18,20 @@ OnProgress = Callable[[int, int], None]
 #: The pace is that of the last ten minutes: a step of a slow model may take one.
 _PACE_S: Final = 600.0
 
+#: The steps' part of a picture; the rest is for writing it, which nobody counts.
+_STEPS_SHARE: Final = 0.9
+
 
 class Board:
     """The bars. Open one with :func:`board`."""
 
     def __init__(self, bars: Progress | None, pictures: int) -> None:
         self._bars = bars
+        self._pictures = pictures
         self._ended = 0
         self._shares: dict[TaskID, float] = {}
-        self._all = bars.add_task("all", total=pictures) if bars is not None and pictures > 1 else None
+        self._all = bars.add_task("", total=pictures) if bars is not None and pictures > 1 else None
+        self._advance()
 
     @contextmanager
     def follow(self, name: str) -> Iterator[OnProgress]:
@@ -34,11 +39,13 @@ class Board:
         if self._bars is None:
             yield lambda _done, _total: None
             return
-        bars, task = self._bars, self._bars.add_task(escape(printable(name)), total=None)
+        bars, shown = self._bars, escape(printable(name))
+        task = bars.add_task(shown, total=None)
 
         def on_progress(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
-            self._shares[task] = min(done / total, 1.0) if total else 0.0
+            text = f"{shown}, writing" if done >= total else shown
+            bars.update(task, completed=done, total=total, description=text)
+            self._shares[task] = _STEPS_SHARE * min(done / total, 1.0) if total else 0.0
             self._advance()
 
         try:
@@ -51,7 +58,8 @@ class Board:
 
     def _advance(self) -> None:
         if self._bars is not None and self._all is not None:
-            self._bars.update(self._all, completed=self._ended + sum(self._shares.values()))
+            text = f"{self._ended} of {self._pictures}"
+            self._bars.update(self._all, completed=self._ended + sum(self._shares.values()), description=text)
 
 
 @contextmanager
