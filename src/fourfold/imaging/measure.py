@@ -95,7 +95,8 @@ def _averaged(large: NDArray[Any]) -> Floats:
     down = large.reshape(height, SCALE, width * SCALE, 3).sum(axis=1, dtype=np.uint32)
     sums = down.reshape(height, width, SCALE, 3).sum(axis=2, dtype=np.uint32)
     scale = SCALE**2 * (257 if large.dtype == np.uint16 else 1)
-    return sums.astype(np.float32) / np.float32(scale)
+    means: Floats = sums.astype(np.float32) / np.float32(scale)
+    return means
 
 
 def _levels(samples: NDArray[Any]) -> Floats:
