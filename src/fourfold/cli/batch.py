@@ -77,9 +77,14 @@ async def run_batch(
 
 def split_existing(items: Sequence[Item]) -> tuple[list[Item], list[Outcome]]:
     """Return the items whose target is not there yet, and the outcome of each other one."""
-    todo = [item for item in items if not item.target.is_file()]
-    there = [Outcome(item.source, item.target, Status.SKIPPED) for item in items if item.target.is_file()]
+    todo = [item for item in items if not is_there(item.target)]
+    there = [Outcome(item.source, item.target, Status.SKIPPED) for item in items if is_there(item.target)]
     return todo, there
+
+
+def is_there(target: Path) -> bool:
+    """Whether a result is there already."""
+    return os.path.isfile(target)  # Path.is_file raises for a name that is too long
 
 
 async def _one(item: Item, upscale: Upscale, compare: Compare | None, board: Board) -> Outcome:

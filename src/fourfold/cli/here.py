@@ -27,17 +27,18 @@ async def upscaling_here(settings: Settings, wishes: Wishes, *, model_id: str, j
     async with local_worker(settings.model_copy(update={"worker": room}), model_id) as worker:
 
         async def upscale(source: Path, target: Path, on_progress: OnProgress) -> dict[str, Any]:
-            order = WorkOrder(
-                job_id=f"cli-{next(numbers)}",
-                source=source,
-                model_id=model_id,
-                prompt=wishes.prompt,
-                seed=secrets.randbits(32) if wishes.seed is None else wishes.seed,
-                output=wishes.output,
-                tileable=wishes.tileable,
-                safety_check=False,  # nobody's service: the picture does not leave its owner
-            )
-            with worker.admit(order.job_id) as folder:
+            job_id = f"cli-{next(numbers)}"
+            with worker.admit(job_id) as folder:
+                order = WorkOrder(
+                    job_id=job_id,
+                    source=_plainly_named(source, folder),
+                    model_id=model_id,
+                    prompt=wishes.prompt,
+                    seed=secrets.randbits(32) if wishes.seed is None else wishes.seed,
+                    output=wishes.output,
+                    tileable=wishes.tileable,
+                    safety_check=False,  # nobody's service: the picture does not leave its owner
+                )
                 done = await worker.upscale(order, folder, on_progress)
                 await to_thread(_copy, done.path, target)
             return {
@@ -50,6 +51,17 @@ async def upscaling_here(settings: Settings, wishes: Wishes, *, model_id: str, j
             }
 
         yield upscale
+
+
+def _plainly_named(path: Path, folder: Path) -> Path:
+    """Return *path*, or, where its name is bytes that are no text, a link to it in *folder*: libvips takes UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        link = folder / "source"
+        link.symlink_to(path.absolute())
+        return link
+    return path
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -45,12 +45,12 @@ def find(words: Sequence[str], *, recursive: bool = False) -> tuple[list[Found],
     problems: list[Problem] = []
     for word in words:
         path = Path(word)
-        if path.is_dir():
+        if os.path.isdir(word):  # Path.is_dir raises for a name that is too long, as a long list of names may be
             pictures = list(_in_folder(path, path, problems, recursive=recursive))
             if not pictures and not recursive and any(_visible_folders(path)):
                 problems.append(Problem(path, NotFoundError(f"no picture in {path}; add -r to look into its folders")))
             found += pictures
-        elif path.is_file():
+        elif os.path.isfile(word):
             found.append(Found(path, path.parent, named=True))
         elif any(char in word for char in _MAGIC):
             found += _by_pattern(path, problems, recursive=recursive)

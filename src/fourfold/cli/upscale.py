@@ -16,7 +16,7 @@ import typer
 
 from fourfold import config
 from fourfold.cli.app import app
-from fourfold.cli.batch import Outcome, Status, run_batch, split_existing
+from fourfold.cli.batch import Outcome, Status, is_there, run_batch, split_existing
 from fourfold.cli.compare import comparing
 from fourfold.cli.here import upscaling_here
 from fourfold.cli.inputs import Found, Problem, find, is_picture
@@ -154,7 +154,7 @@ def _plan(found: Sequence[Found], problems: Sequence[Problem], naming: Naming, *
 
 def _do_one(item: Item, order: _Order, *, as_json: bool, quiet: bool, skip_existing: bool) -> int:
     """Do a picture that was named; return the exit status. Raises: why it cannot be had."""
-    if skip_existing and item.target.is_file():
+    if skip_existing and is_there(item.target):
         facts = {"output": str(item.target), "status": "skipped"}
         if as_json or not quiet:
             typer.echo(json.dumps(facts) if as_json else f"{printable(item.target)} is there already")

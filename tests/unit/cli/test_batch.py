@@ -171,9 +171,10 @@ def test_what_is_there_already_is_told_apart(items: list[Item]) -> None:
     """Only a file counts."""
     items[0].target.touch()
     items[1].target.mkdir()
+    items.append(Item(items[0].source, items[0].target.with_name("x" * 300)))
     todo, there = split_existing(items)
 
-    assert [item.source.name for item in todo] == ["b", "c"]
+    assert [item.source.name for item in todo] == ["b", "c", "a"]
     assert [(items[0].source, Status.SKIPPED)] == [(outcome.source, outcome.status) for outcome in there]
 
 

@@ -132,3 +132,10 @@ def test_a_linked_folder_that_was_named_is_searched(tree: Path) -> None:
 def test_a_pattern_that_cannot_be_is_told(tree: Path) -> None:
     """In our words."""
     assert codes("in/b**.png") == [("in/b**.png", "invalid_parameter")]
+
+
+def test_a_word_that_is_too_long_for_a_name_is_told(tree: Path) -> None:
+    """As when a shell passes a list of names as one."""
+    word = "x.png " * 100
+
+    assert codes(word) == [(word, "not_found")]
