@@ -73,18 +73,10 @@ def attach(image: Any, blocks: dict[str, bytes], *, kind: str) -> Any:
             image.remove(field)
     for name, data in blocks.items():
         if name == "iptc" and kind == "png":
-            image.set_type(pyvips.GValue.gstr_type, f"png-comment-0-{_PNG_IPTC}", png_iptc(data))
-        else:
-            wrapped = _photoshop(data) if name == "iptc" and kind == "jpeg" else data
-            image.set_type(pyvips.GValue.blob_type, _FIELDS[name], wrapped)
+            continue  # libvips cannot write its chunk: a text whose name has spaces in it
+        wrapped = _photoshop(data) if name == "iptc" and kind == "jpeg" else data
+        image.set_type(pyvips.GValue.blob_type, _FIELDS[name], wrapped)
     return image
-
-
-def png_iptc(data: bytes) -> str:
-    """Return IPTC as the text that stands for it in a PNG."""
-    digits = data.hex()
-    lines = "\n".join(digits[i : i + 72] for i in range(0, len(digits), 72))
-    return f"\niptc\n{len(data):8d}\n{lines}\n"
 
 
 def _blocks(image: Any) -> dict[str, bytes]:

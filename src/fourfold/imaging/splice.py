@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +26,22 @@ def fits(recipe: Recipe, options: OutputOptions) -> bool:
 
 def splice(source: Path, recipe: Recipe, target: Path, options: OutputOptions) -> Written:
     """Copy the PNG *source* to *target* with what *recipe* holds beside the pixels. Raises: StorageFullError."""
+    with source.open("rb") as file:
+        width, height, bits = struct.unpack(">IIB", file.read(_IHDR_END)[16:25])
+    blocks = metadata.chosen(recipe, options, width, height)
+    insert(source, target, _chunks(recipe, blocks))
+    return Written(width, height, bits, tuple(blocks))
+
+
+def insert(source: Path, target: Path, chunks: Iterable[tuple[bytes, bytes]]) -> None:
+    """Copy the PNG *source* to *target* with *chunks*, name and content of each, after its header.
+
+    Raises: StorageFullError.
+    """
     try:
         with source.open("rb") as there, target.open("wb") as here:
-            head = there.read(_IHDR_END)
-            width, height, bits = struct.unpack(">IIB", head[16:25])
-            blocks = metadata.chosen(recipe, options, width, height)
-            here.write(head)
-            for name, content in _chunks(recipe, blocks):
+            here.write(there.read(_IHDR_END))
+            for name, content in chunks:
                 here.write(struct.pack(">I", len(content)) + name + content)
                 here.write(struct.pack(">I", zlib.crc32(name + content)))
             while piece := there.read(_PIECE_BYTES):
@@ -39,7 +49,6 @@ def splice(source: Path, recipe: Recipe, target: Path, options: OutputOptions) -
     except OSError as exc:
         target.unlink(missing_ok=True)
         raise StorageFullError(f"the result cannot be kept: {exc.strerror}; try again later") from exc
-    return Written(width, height, bits, tuple(blocks))
 
 
 def _chunks(recipe: Recipe, blocks: dict[str, bytes]) -> list[tuple[bytes, bytes]]:
@@ -56,5 +65,12 @@ def _chunks(recipe: Recipe, blocks: dict[str, bytes]) -> list[tuple[bytes, bytes
     if "xmp" in blocks:
         chunks.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + blocks["xmp"]))
     if "iptc" in blocks:
-        chunks.append((b"tEXt", b"Raw profile type iptc\0" + metadata.png_iptc(blocks["iptc"]).encode("ascii")))
+        chunks.append(iptc_chunk(blocks["iptc"]))
     return chunks
+
+
+def iptc_chunk(data: bytes) -> tuple[bytes, bytes]:
+    """Return the chunk that IPTC is in a PNG: text, under the name that ImageMagick and exiftool gave it."""
+    digits = data.hex()
+    lines = "\n".join(digits[i : i + 72] for i in range(0, len(digits), 72))
+    return b"tEXt", b"Raw profile type iptc\0" + f"\niptc\n{len(data):8d}\n{lines}\n".encode("ascii")

@@ -6,7 +6,7 @@ from typing import Any, Final, NoReturn
 import pyvips
 
 from fourfold.errors import StorageFullError
-from fourfold.imaging import colour, formats, metadata
+from fourfold.imaging import colour, formats, metadata, splice
 from fourfold.imaging.fidelity import Written
 from fourfold.imaging.options import OutputOptions
 from fourfold.imaging.recipe import Recipe
@@ -16,6 +16,8 @@ _PNG_RESULT: Final = {"compression": 3, "filter": "up"}
 #: A hop inside the network: speed counts, size hardly.
 _PNG_HOP: Final = {"compression": 1, "filter": "up", "keep": "none"}
 _WHITE: Final = 255.0
+#: libvips' flags: without "exif" it would write a block of its own making.
+_KEEP: Final = {"exif": 1, "xmp": 2, "iptc": 4, "icc": 8}
 
 
 def save_hop(image: Any, target: Path) -> None:
@@ -43,9 +45,15 @@ def save_result(image: Any, recipe: Recipe, target: Path, options: OutputOptions
     if recipe.intake.xres and blocks:
         image = image.copy(xres=recipe.intake.xres, yres=recipe.intake.yres)
     saver, arguments = _arguments(options, bits)
-    if not blocks and recipe.profile is None:
-        arguments["keep"] = "none"
-    _save(image, saver, target, arguments)
+    kept = [_KEEP[name] for name in blocks] + ([_KEEP["icc"]] if recipe.profile is not None else [])
+    arguments["keep"] = sum(kept)
+    if kind == "png" and "iptc" in blocks:
+        bare = target.with_name(f"{target.name}.bare")
+        _save(image, saver, bare, arguments)
+        splice.insert(bare, target, [splice.iptc_chunk(blocks["iptc"])])
+        bare.unlink()
+    else:
+        _save(image, saver, target, arguments)
     if options.metadata != "strip":
         lost = [name for name in recipe.metadata if name not in blocks and options.metadata != "copyright"]
         warnings += [
