@@ -73,7 +73,6 @@ def test_short_names_stand_for_models(photo: Path, alias: str) -> None:
         (["upscale", "text.txt"], 65, "PNG, JPEG, WebP"),
         (["upscale", "photo.png", "--model", "no/such"], 65, "no/such"),
         (["upscale", "photo.png", "--seed", "-1"], 2, "seed"),
-        (["upscale", "photo.png", "-o", "folder"], 65, "folder"),
         (["upscale", "photo.png", "-o", "nowhere/x.png", "--model", FAST], 1, "nowhere"),
         (["upscale", "photo.png", "--gateway", "http://127.0.0.1:9"], 1, "gateway cannot be reached"),
         (["upscale", "photo.png", "--config", "nowhere.toml"], 78, "nowhere.toml"),

@@ -1,21 +1,15 @@
 """The commands, and what an error is at a prompt: one clear line on standard error and a stable exit status."""
 
 import sys
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from fourfold import __version__
-from fourfold.errors import ClientError, ConfigError, FourfoldError
-from fourfold.processes.role import CONFIG_EXIT_STATUS
-
-#: The work could not be done; the message says why.
-FAILED_STATUS: Final = 1
-#: The picture or an argument is at fault; trying again changes nothing.
-INPUT_STATUS: Final = 65
-#: Ended by Ctrl-C.
-INTERRUPTED_STATUS: Final = 130
+from fourfold.cli.status import INTERRUPTED_STATUS, status_of
+from fourfold.cli.text import printable
+from fourfold.errors import FourfoldError
 
 app = typer.Typer(
     name="fourfold",
@@ -43,19 +37,13 @@ def _root(
 
 def run() -> None:
     """Run the command line and exit with its status."""
-    from fourfold.cli import machine, roles, upscale  # noqa: F401  # each adds its commands to `app`
+    from fourfold.cli import compare, machine, models, roles, upscale  # noqa: F401  # each adds its commands to `app`
 
     try:
         app()
     except FourfoldError as exc:
-        Console(stderr=True, soft_wrap=True).print(f"error: {exc.message}", markup=False, highlight=False)
-        sys.exit(_status(exc))
+        message = "\n".join(printable(line) for line in exc.message.splitlines())
+        Console(stderr=True, soft_wrap=True).print(f"error: {message}", markup=False, highlight=False)
+        sys.exit(status_of([exc]))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED_STATUS)
-
-
-def _status(exc: FourfoldError) -> int:
-    """Return the exit status that stands for *exc*."""
-    if isinstance(exc, ConfigError):
-        return CONFIG_EXIT_STATUS
-    return INPUT_STATUS if isinstance(exc, ClientError) else FAILED_STATUS

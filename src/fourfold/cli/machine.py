@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fourfold import config
-from fourfold.cli.app import FAILED_STATUS, app
+from fourfold.cli.app import app
+from fourfold.cli.status import FAILED_STATUS
 
 config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 app.add_typer(config_app, name="config")

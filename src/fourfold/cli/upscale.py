@@ -1,4 +1,4 @@
-"""``fourfold upscale`` and ``fourfold models``: pictures here, or through a gateway.
+"""``fourfold upscale``: pictures here, or through a gateway.
 
 What a command needs is imported by it: this module is loaded by every role's process, too.
 """
@@ -6,187 +6,199 @@ What a command needs is imported by it: this module is loaded by every role's pr
 import asyncio
 import json
 import os
-import secrets
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from fourfold import config
 from fourfold.cli.app import app
+from fourfold.cli.batch import Outcome, Status, is_there, run_batch, split_existing
+from fourfold.cli.compare import comparing
+from fourfold.cli.here import upscaling_here
+from fourfold.cli.inputs import Found, Problem, find, is_picture
+from fourfold.cli.interrupts import until_interrupted
+from fourfold.cli.plan import Item, Naming, Plan, format_of, plan, plan_one
+from fourfold.cli.progress import board
+from fourfold.cli.report import Report, tell_done
+from fourfold.cli.text import printable
+from fourfold.cli.through import upscaling_through
+from fourfold.cli.wishes import Wishes
+from fourfold.config import Settings
 from fourfold.engine import registry
-from fourfold.errors import InvalidParameterError, NotFoundError, StorageFullError
+from fourfold.errors import InvalidParameterError, NotFoundError
+from fourfold.imaging import FORMATS, OutputOptions
+from fourfold.imaging.options import SCALE
 from fourfold.telemetry import set_up_logging
 
-OnProgress = Callable[[int, int], None]
+_Format = Literal["png", "jpeg", "webp", "avif", "tiff"]
+_Fit = Literal["contain", "exact"]
+_Metadata = Literal["default", "keep", "strip", "copyright"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """How the pictures of one command are to be done."""
+
+    settings: Settings
+    wishes: Wishes
+    model_id: str | None
+    gateway: str | None
+    jobs: int
+    compare: bool
+    shows_progress: bool
 
 
 @app.command()
 def upscale(
-    image: Annotated[Path, typer.Argument(metavar="IN", help="The picture: PNG, JPEG, WebP or GIF.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The result; default: IN-4x.png.")] = None,
+    images: Annotated[list[str], typer.Argument(metavar="IN...", help="Pictures, folders of them, or patterns.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="The result or, for several, a folder. Default: beside IN.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="A model id, or photo, compact, anime; see `fourfold models`.")
     ] = None,
     prompt: Annotated[str, typer.Option(help="What the picture shows; only guided models read it.")] = "",
     seed: Annotated[int | None, typer.Option(min=0, max=2**64 - 1, help="For the same picture again.")] = None,
+    recursive: Annotated[bool, typer.Option("-r", "--recursive", help="Also the folders in a folder.")] = False,
+    output_format: Annotated[
+        _Format | None, typer.Option("--format", help="Of the result. Default: as -o is called, else png.")
+    ] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of jpeg, webp and avif.")] = None,
+    scale: Annotated[float | None, typer.Option(min=1, max=SCALE, help="Times the size of IN; default 4.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Of the result, at most 4 times that of IN; pixels.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="The same for its height.")] = None,
+    fit: Annotated[_Fit, typer.Option(help="contain: inside width x height; exact: stretched to it.")] = "contain",
+    metadata: Annotated[
+        _Metadata, typer.Option(help="default: all but the place; keep: all; strip: none; copyright: only whose it is.")
+    ] = "default",
+    tileable: Annotated[bool, typer.Option("--tileable", help="For textures: opposite edges keep fitting.")] = False,
+    suffix: Annotated[str, typer.Option(help="Added to the name of the picture.")] = "-4x",
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave out what is done: goes on with a stopped batch.")
+    ] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, max=64, help="Pictures at once; here, worker.capacity.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Also write before and after, side by side.")] = False,
     gateway: Annotated[str | None, typer.Option(metavar="URL", help="Through this gateway instead of here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: one object, or a line for each picture.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only say what fails.")] = False,
     config_file: Annotated[Path | None, typer.Option("--config", help="Settings file; else ./fourfold.toml.")] = None,
 ) -> None:
-    """Make a picture four times as wide and high."""
-    if not image.is_file():
-        raise NotFoundError(f"no picture at {image}; expected the path of an image file")
-    target = output or image.with_name(f"{image.stem}-4x.png")
-    if target.is_dir():
-        raise InvalidParameterError(f"{target} is a folder; name a file with -o")
+    """Make pictures four times as wide and high."""
+    if "/" in suffix or os.sep in suffix:
+        raise typer.BadParameter("the suffix is a part of a name; a folder is named with -o", param_hint="--suffix")
+    file_format = _format(output_format, output)
+    wanted = OutputOptions(file_format, quality, metadata, scale, width, height, fit)
     settings = config.load(config_file).settings
-    set_up_logging("cli", level="warning", style=settings.log.format)
+    set_up_logging("cli", level="error", style=settings.log.format)
     model_id = registry.resolve_alias(model) if model else None
-    started = time.monotonic()
-    with _progress(image.name) as on_progress, _whole_or_nothing(target) as unfinished:
-        if gateway is None:
-            work = _here(settings, image, unfinished, model_id, prompt, seed, on_progress)
-        else:
-            work = _through(gateway, image, unfinished, model_id, prompt, seed, on_progress)
-        facts = asyncio.run(work)
-    facts |= {"output": str(target), "seconds": round(time.monotonic() - started, 3)}
-    if as_json:
-        typer.echo(json.dumps(facts))
-    else:
-        size = f"{facts['width']} x {facts['height']}" if "width" in facts else "4x"
-        typer.echo(f"{target}  {size}  {facts['model_id']}  {facts['seconds']:.1f} s")
-
-
-@app.command()
-def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False) -> None:
-    """List the models that this installation knows."""
-    from fourfold.compose.common import is_embedded
-
-    cards = registry.cards().values()
-    if as_json:
-        rows = [
-            {
-                "model_id": card.model_id,
-                "aliases": list(card.aliases),
-                "title": card.title,
-                "scale": card.scale,
-                "guided_by_prompt": card.guided_by_prompt,
-                "weights_licence": card.weights_licence,
-                "installed": is_embedded(card),
-            }
-            for card in cards
-        ]
-        typer.echo(json.dumps(rows))
-        return
-    table = Table("model", "alias", "what it is", "weights", "here")
-    for card in cards:
-        here = "yes" if is_embedded(card) else "no"
-        table.add_row(card.model_id, ", ".join(card.aliases), card.title, card.weights_licence, here)
-    Console().print(table)
-
-
-async def _here(
-    settings: config.Settings,
-    image: Path,
-    target: Path,
-    model_id: str | None,
-    prompt: str,
-    seed: int | None,
-    on_progress: OnProgress,
-) -> dict[str, Any]:
-    """Upscale *image* to *target* in this process's own worker; return the facts."""
-    from fourfold.compose.worker import local_worker
-    from fourfold.worker.orders import WorkOrder
-
-    chosen = registry.card(model_id or registry.DEFAULT_MODEL)
-    order = WorkOrder(
-        job_id="cli",
-        source=image,
-        model_id=chosen.model_id,
-        prompt=prompt,
-        seed=secrets.randbits(32) if seed is None else seed,
-        safety_check=False,  # nobody's service: the picture does not leave its owner
+    if gateway is None:
+        model_id = registry.card(model_id or registry.DEFAULT_MODEL).model_id
+    order = _Order(
+        settings=settings,
+        wishes=Wishes(prompt, seed, wanted, tileable),
+        model_id=model_id,
+        gateway=gateway,
+        jobs=jobs or (settings.worker.capacity if gateway is None else 1),
+        compare=compare,
+        shows_progress=not quiet,
     )
-    async with local_worker(settings, chosen.model_id) as worker:
-        with worker.admit(order.job_id) as folder:
-            done = await worker.upscale(order, folder, on_progress)
-            await asyncio.to_thread(_copy, done.path, target)
-    return {
-        "model_id": done.model_id,
-        "seed": done.seed,
-        "width": done.width,
-        "height": done.height,
-        "stages_s": {stage: round(seconds, 3) for stage, seconds in done.stages_s.items()},
-    }
+    found, problems = find(images, recursive=recursive)
+    is_one = len(images) == 1 and len(found) + len(problems) == 1 and all(one.named for one in found)
+    naming = Naming(suffix=suffix, extension=FORMATS[file_format].suffix, folder=Path(output) if output else None)
+    todo = _plan(found, problems, naming, goes_into_folder=not is_one or _is_folder(output))
+    if is_one:
+        status = _do_one(todo.items[0], order, as_json=as_json, quiet=quiet, skip_existing=skip_existing)
+    else:
+        report = Report(as_json=as_json, quiet=quiet)
+        status = _do_all(todo, problems, order, report, skip_existing=skip_existing)
+    raise typer.Exit(status)
 
 
-async def _through(
-    gateway: str,
-    image: Path,
-    target: Path,
-    model_id: str | None,
-    prompt: str,
-    seed: int | None,
-    on_progress: OnProgress,
-) -> dict[str, Any]:
-    """Upscale *image* to *target* through *gateway*; return the facts."""
-    from fourfold.client import AsyncClient, Options
+def _format(wanted: str | None, output: str | None) -> str:
+    """Return the format of the results: what was wanted, else what the name of the output says.
 
-    options = Options(prompt=prompt)
-    if model_id is not None:
-        options["model_id"] = model_id
-    if seed is not None:
-        options["seed"] = seed
-    async with AsyncClient(gateway) as client:
-        done = await client.upscale(image, **options)
-        await client.download(done, target, on_progress=lambda got, total: on_progress(got, total or got))
-    return {
-        "model_id": done.model_id,
-        "seed": done.seed,
-        "nsfw": done.nsfw,
-        "fee_wei": done.fee_wei,
-        "url": done.url,
-    }
+    Raises: BadParameter if they differ, or the name is that of a format that is not written.
+    """
+    path = Path(output or "")
+    told = None if output is None or _is_folder(output) else format_of(path)
+    if wanted and told and wanted != told:
+        raise typer.BadParameter(f"{output} is the name of a {told} file, not of a {wanted}", param_hint="--format")
+    if output and told is None and is_picture(path) and not _is_folder(output):
+        raise typer.BadParameter(f"cannot write {path.suffix}; one of {', '.join(FORMATS)}", param_hint="--output")
+    return wanted or told or "png"
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a finished picture. Raises: StorageFullError."""
-    try:
-        with source.open("rb") as there, target.open("wb") as here:
-            while chunk := there.read(2**20):
-                here.write(chunk)
-    except OSError as exc:
-        raise StorageFullError(f"cannot write {target}: {exc.strerror}") from exc
+def _is_folder(output: str | None) -> bool:
+    """Whether *output* is a folder, or is written like one."""
+    return output is not None and (output.endswith(("/", os.sep)) or Path(output).is_dir())
 
 
-@contextmanager
-def _whole_or_nothing(target: Path) -> Iterator[Path]:
-    """Yield a path beside *target* that becomes it on success and is removed otherwise."""
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield unfinished
-        os.replace(unfinished, target)
-    except FileNotFoundError as exc:
-        raise StorageFullError(f"cannot write {target}: {exc.strerror}") from exc
-    finally:
-        unfinished.unlink(missing_ok=True)
+def _plan(found: Sequence[Found], problems: Sequence[Problem], naming: Naming, *, goes_into_folder: bool) -> Plan:
+    """Return what is to be done. Raises: NotFoundError if there is nothing; InvalidParameterError."""
+    if not found and len(problems) == 1:
+        raise problems[0].error
+    if not found and not problems:
+        raise NotFoundError("no picture there; expected image files, folders of them, or patterns")
+    if naming.folder is not None and not goes_into_folder:
+        return plan_one(found[0].path, naming.folder, resolve=Path.resolve)
+    if naming.folder is not None and naming.folder.is_file():
+        raise InvalidParameterError(f"{naming.folder} is a file; the results of several pictures need a folder")
+    return plan(found, naming, resolve=Path.resolve)
 
 
-@contextmanager
-def _progress(name: str) -> Iterator[OnProgress]:
-    """Yield what is told of tiles done; a bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _done, _total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def _do_one(item: Item, order: _Order, *, as_json: bool, quiet: bool, skip_existing: bool) -> int:
+    """Do a picture that was named; return the exit status. Raises: why it cannot be had."""
+    if skip_existing and is_there(item.target):
+        facts = {"output": str(item.target), "status": "skipped"}
+        if as_json or not quiet:
+            typer.echo(json.dumps(facts) if as_json else f"{printable(item.target)} is there already")
+        return 0
+    outcomes: list[Outcome] = []
+    number = asyncio.run(until_interrupted(_work([item], order, outcomes.append), _tell_stopping))
+    if number is not None:
+        return 128 + number
+    outcome = outcomes[0]
+    if outcome.error is not None:
+        raise outcome.error
+    if as_json:
+        typer.echo(json.dumps(outcome.facts))
+    else:
+        tell_done(outcome.facts, quiet=quiet)
+    return 0
+
+
+def _do_all(todo: Plan, problems: Sequence[Problem], order: _Order, report: Report, *, skip_existing: bool) -> int:
+    """Do a batch; return the exit status."""
+    items, there = split_existing(todo.items) if skip_existing else (list(todo.items), [])
+    for problem in problems:
+        report.take(Outcome(problem.path, None, Status.FAILED, error=problem.error))
+    for outcome in there:
+        report.take(outcome)
+    number = None
+    if items:
+        number = asyncio.run(until_interrupted(_work(items, order, report.take), _tell_stopping))
+    return report.close(left_out=todo.left_out, planned=len(todo.items) + len(problems), signal_number=number)
+
+
+async def _work(items: Sequence[Item], order: _Order, on_outcome: Callable[[Outcome], None]) -> None:
+    """Upscale *items* with one worker, or one client, for all of them."""
+    with board(len(items), wanted=order.shows_progress) as bars:
+        async with AsyncExitStack() as stack:
+            if order.gateway is None:
+                assert order.model_id is not None
+                way = upscaling_here(order.settings, order.wishes, model_id=order.model_id, jobs=order.jobs)
+            else:
+                way = upscaling_through(order.gateway, order.wishes, model_id=order.model_id)
+            upscale_one = await stack.enter_async_context(way)
+            compare = await stack.enter_async_context(comparing(order.settings)) if order.compare else None
+            await run_batch(items, upscale_one, jobs=order.jobs, board=bars, on_outcome=on_outcome, compare=compare)
+
+
+def _tell_stopping() -> None:
+    typer.echo("stopping; once more ends it at once", err=True)

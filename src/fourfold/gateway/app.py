@@ -40,7 +40,9 @@ def create_app(
         The lifetimes of the parts are the caller's: ``discovery.run()`` runs beside the server, ``board.drain()``
         comes before its end, *dispatcher* is left after it.
     """
-    upscale = upscale_endpoint(settings, board=board, dispatcher=dispatcher, spool=spool, clock=clock or SystemClock())
+    upscale = upscale_endpoint(
+        settings, board=board, dispatcher=dispatcher, store=store, spool=spool, clock=clock or SystemClock()
+    )
     table = [
         Route(path + slash, upscale, methods=["POST"])
         for path in (routes.UPSCALE, *routes.UPSCALE_ALIASES)

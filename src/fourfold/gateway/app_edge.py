@@ -37,6 +37,9 @@ _EXPOSED: Final = ", ".join(
         wire.FEE_HEADER,
         wire.DURATION_HEADER,
         wire.SAFETY_HEADER,
+        wire.FIDELITY_HEADER,
+        wire.SEED_HEADER,
+        wire.NSFW_HEADER,
     )
 )
 _LINGER_S: Final = 10.0

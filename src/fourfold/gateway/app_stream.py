@@ -1,4 +1,4 @@
-"""``GET /stream/<group>/<name>.png``: a result for as long as it is kept, whole or in part, to any web page."""
+"""``GET /stream/<group>/<name>.<format>``: a result for as long as it is kept, whole or in part, to any web page."""
 
 import asyncio
 import os
@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from fourfold.errors import NotFoundError
 from fourfold.gateway.app_errors import error_response, refusal
 from fourfold.gateway.ranges import UnsatisfiableRangeError, parse_range
+from fourfold.imaging import FORMATS
 from fourfold.results.base import ResultStore
 
 _CHUNK_BYTES: Final = 256 * 1024
@@ -29,7 +30,7 @@ def stream_endpoint(store: ResultStore) -> Callable[[Request], Awaitable[Respons
             descriptor = os.open(result.path, os.O_RDONLY)
         except FileNotFoundError:
             return error_response(NotFoundError("no result is here; results are kept for a limited time"))
-        etag = f'"{name.removesuffix(".png")}"'
+        etag = f'"{name.partition(".")[0]}"'
         headers = {
             "ETag": etag,
             "Cache-Control": f"private, max-age={int(result.expires_in_s)}, immutable",
@@ -54,9 +55,29 @@ def stream_endpoint(store: ResultStore) -> Callable[[Request], Awaitable[Respons
         if wanted is not None:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         headers["Content-Length"] = str(end - start)
-        return _FileResponse(descriptor, start, end, 200 if wanted is None else 206, headers)
+        return _FileResponse(descriptor, start, end, 200 if wanted is None else 206, headers, _media_type(name))
 
     return stream
+
+
+def file_response(store: ResultStore, group: str, name: str, headers: dict[str, str]) -> Response:
+    """Return the result of that key as the answer itself. Raises: NotFoundError if it has left already."""
+    result = store.find(group, name)
+    try:
+        if result is None:
+            raise FileNotFoundError
+        descriptor = os.open(result.path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise NotFoundError("the result had to make room for others before it could be sent; try again") from None
+    size = os.fstat(descriptor).st_size
+    headers = {**headers, "Content-Length": str(size), "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+    return _FileResponse(descriptor, 0, size, 200, headers, _media_type(name))
+
+
+def _media_type(name: str) -> str:
+    """Return the type of a result by its suffix."""
+    suffix = "." + name.rpartition(".")[2]
+    return next((known.media_type for known in FORMATS.values() if known.suffix == suffix), "image/png")
 
 
 def _matches(if_none_match: str, etag: str) -> bool:
@@ -68,10 +89,11 @@ def _matches(if_none_match: str, etag: str) -> bool:
 class _FileResponse(Response):
     """Sends bytes *start* to *end* of an open file, whose descriptor it owns; one removed meanwhile is still sent."""
 
-    media_type = "image/png"
-
-    def __init__(self, descriptor: int, start: int, end: int, status_code: int, headers: dict[str, str]) -> None:
+    def __init__(
+        self, descriptor: int, start: int, end: int, status_code: int, headers: dict[str, str], media_type: str
+    ) -> None:
         self.status_code = status_code
+        self.media_type = media_type
         self.body = b""
         self.background = None
         self.init_headers(headers)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,18 +20,27 @@ from fourfold.errors import (
     UploadTooLargeError,
     ValidationError,
 )
+from fourfold.gateway.app_stream import file_response
 from fourfold.gateway.board import JobBoard
 from fourfold.gateway.dispatch import Delivered, Dispatcher
+from fourfold.gateway.output_form import Wanted, parse_wanted
 from fourfold.gateway.ports import Clock
 from fourfold.gateway.public_url import result_url
 from fourfold.processes.serving import unless_gone
 from fourfold.protocol import wire
 from fourfold.protocol.multipart import read_form
+from fourfold.results.base import ResultStore
 from fourfold.telemetry import request_id
 
 
 def upscale_endpoint(
-    settings: GatewaySettings, *, board: JobBoard, dispatcher: Dispatcher, spool: Path, clock: Clock
+    settings: GatewaySettings,
+    *,
+    board: JobBoard,
+    dispatcher: Dispatcher,
+    store: ResultStore,
+    spool: Path,
+    clock: Clock,
 ) -> Callable[[Request], Awaitable[Response]]:
     """Return the handler. *spool*, the folder in which each open job has a folder of its own."""
 
@@ -39,10 +49,18 @@ def upscale_endpoint(
         with board.open(secrets.token_hex(16)) as open_job:
             _refuse_by_length(request, settings.limits.upload_bytes)
             async with _own_folder(spool, open_job.job_id) as folder:
-                source, fields = await _read_upload(request, settings, folder)
-                work = dispatcher.upscale(open_job, source, fields, folder=folder, request_id=request_id.get())
+                source, fields, wanted = await _read_upload(request, settings, folder)
+                work = dispatcher.upscale(
+                    open_job, source, fields, folder=folder, request_id=request_id.get(), wanted=wanted
+                )
                 delivered = await unless_gone(request.receive, work, name=f"job-{open_job.job_id}")
-        return _answer(request, settings, delivered, seconds=clock.monotonic() - started_s)
+        url, headers = _facts(request, settings, delivered, seconds=clock.monotonic() - started_s)
+        if wanted.is_body:
+            headers |= {"Content-Location": url, wire.NSFW_HEADER: "true" if delivered.nsfw else "false"}
+            group, _, name = delivered.key.partition("/")
+            return file_response(store, group, name, headers)
+        image = {"nsfw": delivered.nsfw, "seed": delivered.seed, "url": url}
+        return JSONResponse({"images": [image], "fidelity": delivered.fidelity.to_json()}, headers=headers)
 
     return upscale
 
@@ -68,8 +86,10 @@ async def _own_folder(spool: Path, job_id: str) -> AsyncIterator[Path]:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def _read_upload(request: Request, settings: GatewaySettings, folder: Path) -> tuple[Path, wire.UpscaleFields]:
-    """Return the spooled image and the checked fields."""
+async def _read_upload(
+    request: Request, settings: GatewaySettings, folder: Path
+) -> tuple[Path, wire.UpscaleFields, Wanted]:
+    """Return the spooled image, the checked fields, and how the result is wanted."""
     limits = settings.limits
     try:
         async with asyncio.timeout(settings.job_deadline_s):
@@ -88,13 +108,16 @@ async def _read_upload(request: Request, settings: GatewaySettings, folder: Path
     if upload.image is None:
         raise ValidationError("Field required", field="image", kind="missing")
     fields = wire.parse_fields(upload.fields, max_prompt_chars=limits.prompt_chars, max_steps=limits.steps)
+    wanted = parse_wanted(upload.fields, request.headers.get("Accept", ""))
     if upload.image_bytes == 0:
         raise InvalidImageError("the image has no bytes; was the file empty?")
-    return upload.image, fields
+    return upload.image, fields, wanted
 
 
-def _answer(request: Request, settings: GatewaySettings, delivered: Delivered, *, seconds: float) -> Response:
-    """Return the success: Livepeer's body, key order included, and our headers."""
+def _facts(
+    request: Request, settings: GatewaySettings, delivered: Delivered, *, seconds: float
+) -> tuple[str, dict[str, str]]:
+    """Return the result's address and our headers of a success."""
     url = result_url(
         delivered.key,
         public_url=settings.public_url,
@@ -109,5 +132,6 @@ def _answer(request: Request, settings: GatewaySettings, delivered: Delivered, *
         wire.INPUT_PIXELS_HEADER: str(delivered.input_pixels),
         wire.FEE_HEADER: str(delivered.fee),
         wire.DURATION_HEADER: str(round(seconds * 1000)),
+        wire.FIDELITY_HEADER: json.dumps(delivered.fidelity.to_json(), separators=(",", ":")),
     }
-    return JSONResponse({"images": [{"nsfw": delivered.nsfw, "seed": delivered.seed, "url": url}]}, headers=headers)
+    return url, headers

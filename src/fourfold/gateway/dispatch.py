@@ -27,10 +27,12 @@ from fourfold.gateway.attempts import FIRST_PAUSE_S, Attempts
 from fourfold.gateway.board import OpenJob
 from fourfold.gateway.discovery import Discovery
 from fourfold.gateway.jobs import JobState
+from fourfold.gateway.output_form import Wanted
 from fourfold.gateway.ports import Clock, Codec, Prepared, SystemClock
 from fourfold.gateway.quarantine import Quarantine
 from fourfold.gateway.selection import LIVEPEER_MODEL, Offer, price_ceiling, rank, resolve_model
 from fourfold.gateway.submission import Answer, Submitter, WorkOrder
+from fourfold.imaging import Fidelity, Measures, Written, describe
 from fourfold.protocol.units import Pixels, Wei
 from fourfold.protocol.wire import UpscaleFields
 from fourfold.results.base import ResultStore
@@ -39,6 +41,8 @@ from fourfold.telemetry import Metrics
 log = logging.getLogger(__name__)
 
 SCALE: Final = 4
+#: What a tileable picture is extended by: the most that any model sees around a pixel, whichever will run.
+_WRAP_PX: Final = 96
 #: A model that was on offer this long ago may be about to come back: its worker restarts.
 _COMING_BACK_S: Final = 15.0
 
@@ -47,13 +51,14 @@ _COMING_BACK_S: Final = 15.0
 class Delivered:
     """A finished job."""
 
-    key: str  #: of the stored result, ``<group>/<name>.png``
+    key: str  #: of the stored result, ``<group>/<name>.<format>``
     model_id: str  #: what ran
     seed: int
     nsfw: bool
     safety: str
     input_pixels: Pixels
     fee: Wei
+    fidelity: Fidelity = field(default_factory=Fidelity, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,28 +114,46 @@ class Dispatcher:
             await asyncio.wait(self._strays)
 
     async def upscale(
-        self, open_job: OpenJob, source: Path, fields: UpscaleFields, *, folder: Path, request_id: str
+        self,
+        open_job: OpenJob,
+        source: Path,
+        fields: UpscaleFields,
+        *,
+        folder: Path,
+        request_id: str,
+        wanted: Wanted | None = None,
     ) -> Delivered:
         """Return the job's result.
 
-        Args: *source*, the upload as it came; *folder*, the job's own, for files that the caller removes.
+        Args: *source*, the upload as it came; *folder*, the job's own, for files that the caller removes; *wanted*, how
+            the result is to be written, None: as a PNG four times as large.
         Raises: FourfoldError; DeadlineExceededError when ``job_deadline_s`` has passed.
         """
         limit_s = self._settings.job_deadline_s
         try:
             async with asyncio.timeout(limit_s):
-                return await self._upscale(open_job, source, fields, folder, request_id)
+                return await self._upscale(open_job, source, fields, folder, request_id, wanted or Wanted())
         except TimeoutError:
             raise DeadlineExceededError(
                 f"the job was not done in {limit_s:g} s; send a smaller image or try again later"
             ) from None
 
     async def _upscale(
-        self, open_job: OpenJob, source: Path, fields: UpscaleFields, folder: Path, request_id: str
+        self,
+        open_job: OpenJob,
+        source: Path,
+        fields: UpscaleFields,
+        folder: Path,
+        request_id: str,
+        wanted: Wanted,
     ) -> Delivered:
         # 1. Canonical form: damaged and oversized pictures end here, before anybody else sees them.
         with self._timed("prepare"):
-            prepared = await self._codec.prepare(source, folder, self._settings.limits)
+            wrap_px = _WRAP_PX if wanted.tileable else 0
+            prepared = await self._codec.prepare(source, folder, self._settings.limits, wrap_px=wrap_px)
+        width, height = prepared.width - 2 * wrap_px, prepared.height - 2 * wrap_px
+        options = wanted.options
+        options.output_size(width, height)  # a size or format that cannot be is refused before anybody works
         open_job.input_pixels = pixels = Pixels(prepared.width * prepared.height)
         # 2. The model, and a seed that all attempts share.
         model_id = await self._resolve_model(fields.model_id)
@@ -139,17 +162,20 @@ class Dispatcher:
         task = _Task(open_job, request_id, prepared, fields, folder, pixels)
         await self._refuse_quarantined(task)
         # 3. Have it done.
-        offer, answer, image = await self._deliver(task)
-        # 4. Put back what `prepare` took away, if anything, and keep the result.
-        if not prepared.recipe.is_identity:
+        offer, answer, image, measures = await self._deliver(task)
+        # 4. Put back what `prepare` took away, if anything, write it as asked for, and keep the result.
+        written = Written(SCALE * width, SCALE * height, measures.bits)
+        if not (prepared.recipe.is_identity and options.is_plain(width, height)):
             with self._timed("finish", model_id):
-                finished = folder / "finished.png"
-                await self._codec.finish(image, prepared.recipe, finished)
+                finished = folder / f"finished{options.file_format.suffix}"
+                written = await self._codec.finish(image, prepared.recipe, finished, options)
                 image = finished
         with self._timed("store", model_id):
-            key = await self._store.put(image)
+            key = await self._store.put(image, suffix=options.file_format.suffix)
         open_job.fee = fee = offer.fee(pixels)
-        return Delivered(key, model_id, answer.seed, answer.nsfw, answer.safety, pixels, fee)
+        notes = {} if answer.tiles is None else {"tiles": answer.tiles}
+        fidelity = describe(prepared.recipe, written, measures, format_name=options.format, notes=notes)
+        return Delivered(key, model_id, answer.seed, answer.nsfw, answer.safety, pixels, fee, fidelity)
 
     async def _resolve_model(self, requested: str) -> str:
         """Return the model that runs; waits for a first look at the network, and for a model that just left."""
@@ -181,8 +207,8 @@ class Dispatcher:
             await self._clock.sleep(FIRST_PAUSE_S)
             waited_s += FIRST_PAUSE_S
 
-    async def _deliver(self, task: _Task) -> tuple[Offer, Answer, Path]:
-        """Return the first good answer: the offer it came from, the answer, the picture's file."""
+    async def _deliver(self, task: _Task) -> tuple[Offer, Answer, Path, Measures]:
+        """Return the first good answer: the offer it came from, the answer, the picture's file and how near it is."""
         attempts, model_id = task.attempts, task.fields.model_id
         while True:
             ranked = rank(self._discovery.offers(model_id), input_pixels=task.pixels, max_price=self._max_price)
@@ -205,7 +231,7 @@ class Dispatcher:
                 self._metrics.count_error(exc.code, exc.blame.name.lower())
             task.open_job.to(JobState.QUEUED)
 
-    async def _attempt(self, task: _Task, offer: Offer) -> tuple[Offer, Answer, Path]:
+    async def _attempt(self, task: _Task, offer: Offer) -> tuple[Offer, Answer, Path, Measures]:
         """Have the work done at *offer* and check what comes back."""
         task.attempts.count += 1
         job_id = f"{task.open_job.job_id}-{task.attempts.count}"
@@ -223,9 +249,10 @@ class Dispatcher:
                 raise
         seconds = self._clock.monotonic() - started_s
         with self._timed("verify", model_id):
-            await self._codec.verify(target, SCALE * task.prepared.width, SCALE * task.prepared.height)
+            width, height = SCALE * task.prepared.width, SCALE * task.prepared.height
+            measures = await self._codec.verify(target, width, height, task.prepared.path)
         self._discovery.note_success(offer, seconds=seconds, input_pixels=task.pixels, is_ours=answer.is_ours)
-        return offer, answer, target
+        return offer, answer, target, measures
 
     async def _note_failure(self, task: _Task, offer: Offer, error: FourfoldError) -> None:
         """Remember what a failed attempt means for the orchestrator and for the input."""

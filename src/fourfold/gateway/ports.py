@@ -6,14 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fourfold.config import LimitSettings
-
-
-class Recipe(Protocol):
-    """What :meth:`Codec.finish` has to put back: alpha, profile, metadata."""
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether there is nothing to put back, so that the worker's own bytes are the result."""
+from fourfold.imaging import Measures, OutputOptions, Recipe, Written
 
 
 class Prepared(Protocol):
@@ -33,23 +26,31 @@ class Prepared(Protocol):
 
     @property
     def recipe(self) -> Recipe:
-        """What to put back afterwards."""
+        """What :meth:`Codec.finish` has to put back: alpha, profile, metadata."""
 
 
 class Codec(Protocol):
     """Decodes and encodes pictures somewhere that is not the event loop."""
 
-    async def prepare(self, source: Path, folder: Path, limits: LimitSettings, /) -> Prepared:
+    async def prepare(self, source: Path, folder: Path, limits: LimitSettings, /, *, wrap_px: int = 0) -> Prepared:
         """Bring *source* to canonical form, in *folder* if a new file is needed.
+
+        Args: *wrap_px*, extend it by this much of its opposite edges.
 
         Raises: UnsupportedFormatError, ImageTooLargeError, InvalidImageError.
         """
 
-    async def verify(self, path: Path, width: int, height: int, /) -> None:
-        """Check that *path* is a whole picture of that size. Raises: BadResultError if not."""
+    async def verify(self, path: Path, width: int, height: int, original: Path, /) -> Measures:
+        """Check that *path* is a whole picture of that size, and compare it with the canonical *original*.
 
-    async def finish(self, image: Path, recipe: Any, target: Path, /) -> None:
-        """Write *image* with *recipe* (that of :meth:`prepare`, of whatever type) applied to *target*."""
+        Raises: BadResultError if it is not.
+        """
+
+    async def finish(self, image: Path, recipe: Any, target: Path, options: OutputOptions, /) -> Written:
+        """Write *image* to *target* as *options* say, with *recipe* (that of :meth:`prepare`) applied.
+
+        Raises: BadResultError, InvalidParameterError, StorageFullError.
+        """
 
 
 class Clock(Protocol):

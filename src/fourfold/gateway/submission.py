@@ -54,6 +54,7 @@ class Answer:
     nsfw: bool
     safety: str  #: clean | flagged | not-checked
     is_ours: bool  #: the answer showed our additions
+    tiles: int | None = None  #: pieces that the picture was computed in, where the worker says so
 
 
 class Submitter:
@@ -213,7 +214,7 @@ def _our_answer(headers: httpx2.Headers, fields: wire.UpscaleFields, peer: str) 
     safety = headers.get(wire.SAFETY_HEADER, "")
     if safety not in {wire.SAFETY_CLEAN, wire.SAFETY_FLAGGED, wire.SAFETY_NOT_CHECKED}:
         safety = wire.SAFETY_FLAGGED if nsfw else wire.SAFETY_NOT_CHECKED
-    return Answer(seed, nsfw, safety, is_ours=True)
+    return Answer(seed, nsfw, safety, is_ours=True, tiles=wire.read_tiles(headers.get(wire.TILES_HEADER, "")))
 
 
 def _check_is_png(path: Path, peer: str) -> None:

@@ -1,69 +1,158 @@
-"""Canonical form and back: upright sRGB with three 8-bit bands in the middle, grey and alpha kept beside it."""
+"""Canonical form and back: upright sRGB in the middle; grey, alpha, profile and metadata kept beside it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pyvips
 
-from fourfold.imaging.values import Recipe
+from fourfold.imaging import alpha, colour, formats, metadata
+from fourfold.imaging.canvas import Canvas
+from fourfold.imaging.recipe import Intake, Recipe
 
-_OPAQUE: Final = 255
+#: Larger pictures that must be read in another order than they are stored in go through a file instead of memory.
+_MEMORY_SAMPLES: Final = 50_000_000
+_INTERPRETATIONS: Final = {8: "srgb", 16: "rgb16"}
 
 
-def to_canonical(image: Any, alpha_path: Path, *, scan_alpha: Any) -> tuple[Any, Recipe]:
-    """Return *image* as upright 8-bit sRGB ``[h, w, 3]`` and the recipe that undoes it.
+@dataclass(frozen=True, slots=True)
+class Working:
+    """Where and how a picture is brought to canonical form."""
 
-    Args: *alpha_path*, where a transparency that is not opaque all over is written. *scan_alpha*, opens the source
-        again: the picture is read once, top to bottom, so its alpha needs a reading of its own.
+    folder: Path  #: for the files that the recipe names
+    wrap_px: int = 0  #: extend it by this much of its opposite edges
+    max_bits: int = 16
+
+
+def to_canonical(image: Any, kind: str, working: Working) -> tuple[Any, Recipe]:
+    """Return *image*, opened lazily from a file of *kind*, as upright sRGB, and the recipe that undoes it.
+
+    Raises: pyvips.Error if the pixels are damaged; StorageFullError.
     """
-    image = _upright(image)
-    grey = image.interpretation in ("b-w", "grey16")
-    alpha: Path | None = None
-    if image.hasalpha():
-        if _extract_alpha(_upright(scan_alpha()), alpha_path):
-            alpha = alpha_path
-        image = image.extract_band(0, n=image.bands - 1)
-    if image.get_typeof("icc-profile-data"):
-        image = _profile_to_srgb(image)
-    if image.interpretation != "srgb" or image.format != "uchar" or image.bands != 3:
-        image = image.colourspace("srgb").cast("uchar")
-    return image, Recipe(grey=grey, alpha=alpha)
+    folder = working.folder
+    tag = formats.orientation(image)
+    blocks = metadata.extract(image, folder)
+    upright = _upright(image, tag, folder)
+    has_alpha = upright.hasalpha()
+    plain = upright.extract_band(0, n=upright.bands - 1) if has_alpha else upright
+    space = colour.space(plain)
+    depth = min(colour.bits(plain), working.max_bits)
+    srgb, is_converted = colour.to_srgb(plain, depth)
+    profile, converts, name = colour.keep_profile(plain, folder / "profile.icc", converted=is_converted)
+    transparency, alpha_canvas = "none", None
+    if has_alpha:
+        mask = colour.at_depth(upright.extract_band(upright.bands - 1), depth)
+        joined = _wrapped(srgb.bandjoin(mask), working.wrap_px, folder)
+        srgb, alpha_canvas, transparency = _without_alpha(joined, depth, folder)
+    else:
+        srgb = _wrapped(srgb, working.wrap_px, folder)
+    intake = Intake(
+        format=kind,
+        width=upright.width,
+        height=upright.height,
+        bits=colour.bits(image),
+        colour=space,
+        frames=image.get("n-pages") if "n-pages" in image.get_fields() else 1,
+        orientation=tag,
+        profile=name,
+        xres=upright.xres if (upright.xres, upright.yres) != (1.0, 1.0) else 0.0,
+        yres=upright.yres if (upright.xres, upright.yres) != (1.0, 1.0) else 0.0,
+        alpha=transparency,
+    )
+    return srgb, Recipe(
+        grey=space == "grey",
+        alpha=alpha_canvas,
+        is_hard=transparency == "hard",
+        profile=profile,
+        converts=converts,
+        wrap_px=working.wrap_px,
+        intake=intake,
+        **blocks,
+    )
 
 
-def from_canonical(image: Any, recipe: Recipe) -> Any:
-    """Put back onto the upscaled sRGB *image* what *recipe* took away."""
+def from_canonical(image: Any, recipe: Recipe, size: tuple[int, int], folder: Path) -> Any:
+    """Return the upscaled sRGB *image* at its final *size* with what *recipe* took away put back.
+
+    Args: *folder*, for the enlarged alpha.
+    """
+    factor = image.width // (recipe.intake.width + 2 * recipe.wrap_px) if recipe.intake.width else 4
+    image = _resized(_cropped(image, recipe.wrap_px * factor), size)
+    depth = colour.bits(image)
     if recipe.grey:
-        image = image.colourspace("b-w")
+        image = colour.to_grey(image)
+    if recipe.profile is not None and recipe.converts:
+        image = colour.from_srgb(image, recipe.profile)
     if recipe.alpha is not None:
-        small = pyvips.Image.pngload(str(recipe.alpha), access="sequential")
-        factor = image.width / small.width
-        alpha = small.resize(factor, vscale=image.height / small.height, kernel="lanczos3")
-        image = image.bandjoin(alpha.cast("uchar").gravity("north-west", image.width, image.height, extend="copy"))
+        small = recipe.alpha
+        big = Canvas(folder / "alpha-big.raw", small.width * 4, small.height * 4, small.bits, 1)
+        alpha.enlarge(small, big, is_hard=recipe.is_hard)
+        mask = colour.at_depth(open_raw(big), depth)
+        interpretation = image.interpretation
+        mask = _resized(_cropped(mask, recipe.wrap_px * 4), size)
+        image = image.bandjoin(mask).copy(interpretation=interpretation)
     return image
 
 
-def _upright(image: Any) -> Any:
-    """Apply the orientation tag, if there is one."""
-    if "orientation" in image.get_fields() and image.get("orientation") != 1:
-        return image.copy_memory().autorot()  # turning needs random access
-    return image
+def open_raw(canvas: Canvas) -> Any:
+    """Return a canvas as an image that libvips reads where it needs it."""
+    sample = "ushort" if canvas.bits == 16 else "uchar"
+    image = pyvips.Image.rawload(str(canvas.path), canvas.width, canvas.height, canvas.bands, format=sample)
+    grey = "grey16" if canvas.bits == 16 else "b-w"
+    return image.copy(interpretation=grey if canvas.bands == 1 else _INTERPRETATIONS[canvas.bits])
 
 
-def _extract_alpha(image: Any, path: Path) -> bool:
-    """Write the alpha band to *path*; return False, writing nothing, where it is opaque all over."""
-    alpha = image.extract_band(image.bands - 1)
-    if alpha.format == "ushort":
-        alpha = (alpha >> 8).cast("uchar")
-    alpha = alpha.cast("uchar").copy(interpretation="b-w").copy_memory()
-    if alpha.min() == _OPAQUE:
-        return False
-    alpha.pngsave(str(path), compression=1, filter="up", strip=True)
-    return True
-
-
-def _profile_to_srgb(image: Any) -> Any:
-    """Convert by the embedded profile, so that colours keep their appearance; a broken profile counts as none."""
-    try:
-        return image.icc_transform("srgb", embedded=True, intent="relative", depth=8)
-    except pyvips.Error:
+def _upright(image: Any, tag: int, folder: Path) -> Any:
+    """Apply the orientation tag *tag*."""
+    if tag == 1:
         return image
+    return _random_access(image, folder / "lying.raw").autorot()
+
+
+def _wrapped(image: Any, px: int, folder: Path) -> Any:
+    """Extend *image* by *px* of its opposite edges on every side."""
+    if not px:
+        return image
+    image = _random_access(image, folder / "unwrapped.raw")
+    return image.embed(px, px, image.width + 2 * px, image.height + 2 * px, extend="repeat")
+
+
+def _random_access(image: Any, path: Path) -> Any:
+    """Return *image* such that it can be read in any order: from memory if it is small, else from the file *path*."""
+    if image.width * image.height * image.bands * (colour.bits(image) // 8) <= _MEMORY_SAMPLES:
+        return image.copy_memory()
+    image.rawsave(str(path))
+    loaded = pyvips.Image.rawload(str(path), image.width, image.height, image.bands, format=image.format)
+    loaded = loaded.copy(interpretation=image.interpretation)
+    for name in ("orientation", "icc-profile-data"):
+        kind = image.get_typeof(name)
+        if kind:
+            loaded.set_type(kind, name, image.get(name))
+    return loaded
+
+
+def _without_alpha(joined: Any, depth: int, folder: Path) -> tuple[Any, Canvas | None, str]:
+    """Return the colours, bled outward, the alpha unless it is opaque, and what it is."""
+    width, height = joined.width, joined.height
+    rgba = Canvas(folder / "rgba.raw", width, height, depth, 4)
+    joined.rawsave(str(rgba.path))
+    colours = Canvas(folder / "colours.raw", width, height, depth)
+    mask = Canvas(folder / "alpha.raw", width, height, depth, 1)
+    kind = alpha.separate(rgba, colours, mask)
+    rgba.path.unlink()
+    return open_raw(colours), None if kind == "opaque" else mask, kind
+
+
+def _cropped(image: Any, px: int) -> Any:
+    return image.crop(px, px, image.width - 2 * px, image.height - 2 * px) if px else image
+
+
+def _resized(image: Any, size: tuple[int, int]) -> Any:
+    """Return *image* at exactly *size*, by Lanczos-3."""
+    if (image.width, image.height) == size:
+        return image
+    made = image.resize(size[0] / image.width, vscale=size[1] / image.height, kernel="lanczos3")
+    made = made.copy(interpretation=image.interpretation)
+    if (made.width, made.height) != size:  # a factor's rounding
+        made = made.gravity("north-west", *size, extend="copy")
+    return made

@@ -13,12 +13,18 @@ from fourfold.errors import StorageFullError
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """A file of ``[height, width, 3]`` samples, row by row, in the machine's byte order."""
+    """A file of ``[height, width, bands]`` samples, row by row, in the machine's byte order."""
 
     path: Path
     width: int
     height: int
     bits: int = 8  #: of one sample: 8 or 16
+    bands: int = 3
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.width * self.bands * self.dtype.itemsize
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -26,8 +32,15 @@ class Canvas:
         return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
 
     def read(self) -> NDArray[Any]:
-        """Return the pixels as a read-only memory map ``[height, width, 3]``."""
-        return np.memmap(self.path, self.dtype, "r", shape=(self.height, self.width, 3))
+        """Return the pixels as a read-only memory map ``[height, width, bands]``."""
+        return np.memmap(self.path, self.dtype, "r", shape=(self.height, self.width, self.bands))
+
+    def rows(self, top: int, bottom: int) -> NDArray[Any]:
+        """Return rows *top* .. *bottom*, read into an array of its own: a map would grow with the file."""
+        with self.path.open("rb") as file:
+            file.seek(top * self.row_bytes)
+            samples = np.fromfile(file, self.dtype, (bottom - top) * self.width * self.bands)
+        return samples.reshape(bottom - top, self.width, self.bands)
 
     def write(self) -> "CanvasWriter":
         """Make the file at its full size and return a writer for its regions. Raises: StorageFullError."""
@@ -35,12 +48,13 @@ class Canvas:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a pipe."""
-        return {"path": str(self.path), "width": self.width, "height": self.height, "bits": self.bits}
+        sizes = {"width": self.width, "height": self.height, "bits": self.bits, "bands": self.bands}
+        return {"path": str(self.path), **sizes}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Rebuild what :meth:`to_json` gave."""
-        return cls(Path(values["path"]), values["width"], values["height"], values["bits"])
+        return cls(Path(values["path"]), values["width"], values["height"], values["bits"], values["bands"])
 
 
 class CanvasWriter:
@@ -48,7 +62,7 @@ class CanvasWriter:
 
     def __init__(self, canvas: Canvas) -> None:
         self._canvas = canvas
-        self._row_bytes = canvas.width * 3 * canvas.dtype.itemsize
+        self._row_bytes = canvas.row_bytes
         try:
             self._file: BinaryIO = canvas.path.open("w+b", buffering=0)
             try:
@@ -66,7 +80,7 @@ class CanvasWriter:
         self.close()
 
     def put(self, x: int, y: int, pixels: NDArray[Any]) -> None:
-        """Write ``[h, w, 3]`` *pixels* with their upper left corner at *x*, *y*.
+        """Write ``[h, w, bands]`` *pixels* with their upper left corner at *x*, *y*.
 
         Raises:
             ValueError: the region's type or place does not fit the canvas.
@@ -74,13 +88,14 @@ class CanvasWriter:
         """
         height, width, bands = pixels.shape
         fits = 0 <= x <= self._canvas.width - width and 0 <= y <= self._canvas.height - height
-        if pixels.dtype != self._canvas.dtype or bands != 3 or not fits:
+        if pixels.dtype != self._canvas.dtype or bands != self._canvas.bands or not fits:
+            place = f"inside {self._canvas.width} x {self._canvas.height}"
             raise ValueError(
-                f"expected {self._canvas.dtype} [h, w, 3] inside {self._canvas.width} x {self._canvas.height}, "
+                f"expected {self._canvas.dtype} [h, w, {self._canvas.bands}] {place}, "
                 f"got {pixels.dtype} {pixels.shape} at {x}, {y}"
             )
         data = memoryview(pixels.tobytes())
-        sample_bytes = 3 * pixels.dtype.itemsize
+        sample_bytes = bands * pixels.dtype.itemsize
         row = width * sample_bytes
         try:
             if width == self._canvas.width:

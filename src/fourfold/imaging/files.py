@@ -1,113 +1,167 @@
 """The operations of a codec process: from file to file, in bounded memory."""
 
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
 from fourfold.config import LimitSettings
-from fourfold.errors import BadResultError, InvalidImageError, StorageFullError, UnsupportedFormatError
-from fourfold.imaging import formats
-from fourfold.imaging.canonical import from_canonical, to_canonical
+from fourfold.errors import BadResultError, ImageTooLargeError, InvalidImageError, UnsupportedFormatError
+from fourfold.imaging import containers, formats, measure, splice, writing
+from fourfold.imaging.canonical import Working, from_canonical, open_raw, to_canonical
 from fourfold.imaging.canvas import Canvas
-from fourfold.imaging.values import Opened, Prepared, Recipe
+from fourfold.imaging.fidelity import Measures, Written
+from fourfold.imaging.options import OutputOptions
+from fourfold.imaging.recipe import Recipe
+from fourfold.imaging.values import Opened, Prepared
 
-#: Level 3 with one fixed filter: a third of the time of libvips' own default at the same size.
-_PNG_RESULT: Final = {"compression": 3, "filter": "up", "strip": True}
-#: A hop inside the network: speed counts, size hardly.
-_PNG_HOP: Final = {"compression": 1, "filter": "up", "strip": True}
-_VERIFY_LIMITS: Final = LimitSettings(input_pixels=100_000_000, side_px=2**17)
+_PLAIN: Final = OutputOptions()
 
 
-def prepare(source: Path, folder: Path, limits: LimitSettings) -> Prepared:
+def prepare(source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0) -> Prepared:
     """Bring *source* to canonical form, encoded; a file that is canonical already passes untouched.
 
     Every pixel is decoded, so that damage shows here and not at a worker.
 
+    Args: *wrap_px*, extend the picture by this much of its opposite edges, for a texture that is to stay tileable.
     Raises: InvalidImageError, UnsupportedFormatError, ImageTooLargeError: see :func:`formats.inspect`; damaged pixels.
         StorageFullError: *folder* cannot take the copy.
     """
-    header = formats.inspect(source, limits)
-    image, recipe = _canonical(source, header.format, folder)
-    if _is_canonical(source, header.format, recipe):
+    image, kind, recipe = _canonical(source, limits, Working(folder, wrap_px))
+    bits = 16 if image.format == "ushort" else 8
+    if _is_canonical(source, kind, recipe):
         _decode_all(image)
-        return Prepared(source, header.width, header.height, recipe)
+        return Prepared(source, image.width, image.height, recipe, bits)
     target = folder / "canonical.png"
-    _save_png(image, target, _PNG_HOP)
-    return Prepared(target, header.width, header.height, recipe)
+    writing.save_hop(image, target)
+    _drop(folder, keep=recipe)
+    return Prepared(target, image.width, image.height, recipe, bits)
 
 
-def open_canvas(source: Path, folder: Path, limits: LimitSettings) -> Opened:
+def open_canvas(source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0, max_bits: int = 16) -> Opened:
     """Bring *source* to canonical form, decoded into ``folder/input.raw``. Raises: as :func:`prepare`."""
-    header = formats.inspect(source, limits)
-    image, recipe = _canonical(source, header.format, folder)
-    canvas = Canvas(folder / "input.raw", header.width, header.height)
+    image, _, recipe = _canonical(source, limits, Working(folder, wrap_px, max_bits))
     try:
-        image.rawsave(str(canvas.path))
+        canvas = measure.as_canvas(image, folder / "input.raw")
     except pyvips.Error as exc:
-        _raise_for(exc)
+        writing.raise_for(exc)
+    _drop(folder, keep=recipe)
     return Opened(canvas, recipe)
 
 
-def encode(canvas: Canvas, recipe: Recipe, target: Path) -> None:
-    """Write *canvas* as a PNG, with what *recipe* took away put back. Raises: StorageFullError."""
-    image = pyvips.Image.rawload(str(canvas.path), canvas.width, canvas.height, 3).copy(interpretation="srgb")
-    _save_png(from_canonical(image, recipe), target, _PNG_RESULT)
+def encode(canvas: Canvas, recipe: Recipe, target: Path, options: OutputOptions = _PLAIN) -> Written:
+    """Write the upscaled *canvas* as *options* say, with what *recipe* took away put back.
+
+    Raises: InvalidParameterError, StorageFullError.
+    """
+    return _finish(open_raw(canvas), recipe, target, options)
 
 
-def finish(source: Path, recipe: Recipe, target: Path) -> None:
-    """Write the upscaled *source* as a PNG with what *recipe* took away put back.
+def finish(source: Path, recipe: Recipe, target: Path, options: OutputOptions = _PLAIN) -> Written:
+    """Write the upscaled *source* as *options* say, with what *recipe* took away put back.
 
-    Raises: BadResultError if *source* cannot be decoded; StorageFullError.
+    Raises: BadResultError if *source* cannot be decoded; InvalidParameterError, StorageFullError.
     """
     try:
-        image = formats.load(source, formats.sniff(source))
-        _save_png(from_canonical(image, recipe), target, _PNG_RESULT)
+        kind = formats.sniff(source)
+        if kind == "png" and splice.fits(recipe, options):
+            return splice.splice(source, recipe, target, options)
+        return _finish(_colours(formats.load(source, kind)), recipe, target, options)
     except InvalidImageError as exc:
         raise BadResultError(f"the upscaled picture cannot be read: {exc}") from exc
 
 
-def verify(source: Path, width: int, height: int) -> None:
-    """Decode the whole of *source*. Raises: BadResultError if it is no sound picture of *width* x *height*."""
+def verify(source: Path, width: int, height: int, original: Path | None = None) -> Measures:
+    """Decode the whole of *source*, comparing it with the canonical *original* if there is one.
+
+    Raises: BadResultError if it is no sound picture of *width* x *height*.
+    """
+    small: Canvas | None = None
     try:
         kind = formats.sniff(source)
-        if kind == "png":
-            formats.check_png_chunks(source)
+        containers.check(source, kind)
         image = formats.load(source, kind)
         if (image.width, image.height) != (width, height):
             raise BadResultError(f"expected {width} x {height} pixels, got {image.width} x {image.height}")
-        _decode_all(image)
-    except (InvalidImageError, UnsupportedFormatError) as exc:
+        if original is None:
+            _decode_all(image)
+            return Measures(bits=16 if image.format == "ushort" else 8)
+        small = measure.as_canvas(formats.load(original, formats.sniff(original)), source.with_suffix(".small.raw"))
+        return measure.measure(small, measure.ImageRows(image))
+    except (InvalidImageError, UnsupportedFormatError, ImageTooLargeError) as exc:
         raise BadResultError(f"expected a picture of {width} x {height} pixels: {exc}") from exc
+    except pyvips.Error as exc:
+        raise BadResultError("the upscaled picture is damaged or incomplete") from exc
+    finally:
+        if small is not None:
+            small.path.unlink(missing_ok=True)
 
 
 def thumbnail(canvas: Canvas, side_px: int) -> NDArray[np.uint8]:
     """Return the canvas shrunk to fit *side_px*, uint8 ``[h, w, 3]``; the aspect is kept."""
-    image = pyvips.Image.rawload(str(canvas.path), canvas.width, canvas.height, 3).copy(interpretation="srgb")
+    image = open_raw(canvas)
     small = image.thumbnail_image(side_px, height=side_px, size="down")
+    if small.format == "ushort":
+        small = (small >> 8).cast("uchar")
     return np.asarray(small.numpy(), dtype=np.uint8).reshape(small.height, small.width, 3)
 
 
-def _canonical(source: Path, kind: str, folder: Path) -> tuple[Any, Recipe]:
-    """Open *source* and bring it to canonical form, lazily."""
-    try:
-        return to_canonical(
-            formats.load(source, kind), folder / "alpha.png", scan_alpha=lambda: formats.load(source, kind)
+def _canonical(source: Path, limits: LimitSettings, working: Working) -> tuple[Any, str, Recipe]:
+    """Open *source* and bring it to canonical form, lazily where that can be."""
+    header = formats.inspect(source, limits)
+    padded = (header.width + 2 * working.wrap_px) * (header.height + 2 * working.wrap_px)
+    if padded > limits.input_pixels:
+        raise ImageTooLargeError(
+            f"an image may have {limits.input_pixels} pixels, {header.width} x {header.height} has {padded} with the "
+            "edges that a tileable picture needs around it; make it smaller"
         )
+    try:
+        image, recipe = to_canonical(formats.load(source, header.format), header.format, working)
     except pyvips.Error as exc:
-        _raise_for(exc)
+        writing.raise_for(exc)
+    return image, header.format, recipe
 
 
 def _is_canonical(source: Path, kind: str, recipe: Recipe) -> bool:
-    """Whether the file's own bytes may travel on: opaque upright 8-bit RGB without a profile, PNG or JPEG."""
-    if kind not in ("png", "jpeg") or not recipe.is_identity:
+    """Whether the file's own bytes may travel on: opaque upright RGB without profile or metadata, PNG or JPEG."""
+    if kind not in ("png", "jpeg") or not recipe.is_identity or recipe.intake.orientation != 1:
         return False
     image = formats.load(source, kind)
-    plain = image.interpretation == "srgb" and image.format == "uchar" and image.bands == 3
-    upright = "orientation" not in image.get_fields() or image.get("orientation") == 1
-    return plain and upright and not image.get_typeof("icc-profile-data")
+    return image.interpretation in ("srgb", "rgb16") and image.bands == 3 and not image.get_typeof("icc-profile-data")
+
+
+def _finish(image: Any, recipe: Recipe, target: Path, options: OutputOptions) -> Written:
+    intake = recipe.intake
+    size = (image.width, image.height)
+    if intake.width:
+        size = options.output_size(intake.width, intake.height)
+    folder = target.parent
+    try:
+        return writing.save_result(from_canonical(image, recipe, size, folder), recipe, target, options)
+    except pyvips.Error as exc:
+        writing.raise_for(exc)
+    finally:
+        (folder / "alpha-big.raw").unlink(missing_ok=True)
+
+
+def _colours(image: Any) -> Any:
+    """Return a worker's picture as RGB, whatever else it came with."""
+    interpretation = "rgb16" if image.format == "ushort" else "srgb"
+    if image.bands > 3:
+        image = image.extract_band(0, n=3)
+    elif image.bands < 3:
+        image = image.extract_band(0).bandjoin([image.extract_band(0)] * 2)
+    return image.copy(interpretation=interpretation)
+
+
+def _drop(folder: Path, *, keep: Recipe) -> None:
+    """Remove the files that only the way to canonical form needed."""
+    for name in ("lying.raw", "unwrapped.raw", "rgba.raw", "colours.raw"):
+        (folder / name).unlink(missing_ok=True)
+    if keep.alpha is None:
+        (folder / "alpha.raw").unlink(missing_ok=True)
 
 
 def _decode_all(image: Any) -> None:
@@ -115,20 +169,4 @@ def _decode_all(image: Any) -> None:
     try:
         image.avg()
     except pyvips.Error as exc:
-        _raise_for(exc)
-
-
-def _save_png(image: Any, target: Path, options: dict[str, Any]) -> None:
-    try:
-        image.pngsave(str(target), **options)
-    except pyvips.Error as exc:
-        target.unlink(missing_ok=True)
-        _raise_for(exc)
-
-
-def _raise_for(exc: pyvips.Error) -> NoReturn:
-    """Tell a full disk, by the system's own words, from a damaged picture."""
-    detail = exc.detail.lower()
-    if "no space left" in detail or "quota exceeded" in detail or "file too large" in detail:
-        raise StorageFullError("the picture cannot be kept: no space left; try again later") from exc
-    formats.refuse(exc)
+        writing.raise_for(exc)

@@ -7,11 +7,19 @@ import pyvips
 
 from fourfold.config import LimitSettings
 from fourfold.errors import ImageTooLargeError, InvalidImageError, UnsupportedFormatError
+from fourfold.imaging import containers
 from fourfold.imaging.values import Header
 
-_PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
-_READABLE: Final = "PNG, JPEG, WebP or GIF"
+READABLE: Final = "PNG, JPEG, WebP, GIF, TIFF or AVIF"
 _BITS: Final = {"uchar": 8, "char": 8, "ushort": 16, "short": 16, "uint": 32, "int": 32, "float": 32, "double": 64}
+_KIND_TO_LOADER: Final = {"avif": "heif"}
+_TIFF_HEADS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_UNREAD: Final = {
+    "HEIC": "its codec is not free",
+    "JPEG XL": "no free wheel of libvips reads it yet",
+    "BMP": "it is rare and comes in many dialects",
+}
+_FRAMES: Final = 2_000
 
 # Operations that libvips itself marks as unfit for bytes from strangers never run in our processes.
 pyvips.block_untrusted_set(True)
@@ -19,17 +27,17 @@ pyvips.operation_block_set("VipsForeignLoadRaw", False)  # our own canvases
 
 
 def sniff(path: Path) -> str:
-    """Return the format of the file at *path*: "png", "jpeg", "webp" or "gif".
+    """Return the format of the file at *path*: "png", "jpeg", "webp", "gif", "tiff" or "avif".
 
     Raises:
         InvalidImageError: the file is empty.
         UnsupportedFormatError: its first bytes are of nothing that we read.
     """
     with path.open("rb") as file:
-        head = file.read(16)
+        head = file.read(64)
     if not head:
         raise InvalidImageError("the image is empty; expected the bytes of a picture")
-    if head.startswith(_PNG_MAGIC):
+    if head.startswith(containers.PNG_MAGIC):
         return "png"
     if head.startswith(b"\xff\xd8\xff"):
         return "jpeg"
@@ -37,13 +45,30 @@ def sniff(path: Path) -> str:
         return "webp"
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return "gif"
-    raise UnsupportedFormatError(f"expected {_READABLE}, got bytes that begin with {head[:8].hex(' ')}")
+    if head[:4] in _TIFF_HEADS:
+        return "tiff"
+    unread = None
+    if head[4:8] == b"ftyp":
+        brands = head[8 : max(16, min(64, int.from_bytes(head[:4], "big")))]
+        if b"avif" in brands or b"avis" in brands:
+            return "avif"
+        unread = "HEIC" if any(brand in brands for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1")) else None
+    elif head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        unread = "JPEG XL"
+    elif head.startswith(b"BM") and len(head) > 26:
+        unread = "BMP"
+    if unread:
+        raise UnsupportedFormatError(f"{unread} is not read here ({_UNREAD[unread]}); send {READABLE}")
+    raise UnsupportedFormatError(f"expected {READABLE}, got bytes that begin with {head[:8].hex(' ')}")
 
 
 def load(path: Path, kind: str) -> Any:
     """Open *path* lazily as *kind*, to be read once, top to bottom; a damaged header raises InvalidImageError."""
+    # libtiff warns of every private tag it does not know, so there a warning is no damage.
+    fail_on = "error" if kind == "tiff" else "warning"
     try:
-        return getattr(pyvips.Image, f"{kind}load")(str(path), access="sequential", fail_on="warning")
+        loader = getattr(pyvips.Image, f"{_KIND_TO_LOADER.get(kind, kind)}load")
+        return loader(str(path), access="sequential", fail_on=fail_on)
     except pyvips.Error as exc:
         refuse(exc)
 
@@ -52,42 +77,39 @@ def inspect(path: Path, limits: LimitSettings) -> Header:
     """Return what the header says. Decodes no pixel.
 
     Raises:
-        InvalidImageError: the file is empty, its header is damaged, or a PNG ends before its end.
-        UnsupportedFormatError: it is of no format that we read.
-        ImageTooLargeError: it has more pixels or a longer side than *limits* allow.
+        InvalidImageError: the file is empty, its header is damaged, or a PNG or TIFF ends before its end.
+        UnsupportedFormatError: it is of no format that we read, or of samples that no picture has.
+        ImageTooLargeError: it has more pixels, a longer side or more frames than the limits allow.
     """
     kind = sniff(path)
-    if kind == "png":
-        check_png_chunks(path)
+    containers.check(path, kind)
     image = load(path, kind)
     frames = image.get("n-pages") if "n-pages" in image.get_fields() else 1
     # Orientations 5 to 8 lie on their side.
-    turned = "orientation" in image.get_fields() and 5 <= image.get("orientation") <= 8
-    width, height = (image.height, image.width) if turned else (image.width, image.height)
+    width, height = (image.height, image.width) if orientation(image) >= 5 else (image.width, image.height)
     if width * height > limits.input_pixels:
         raise ImageTooLargeError(
             f"an image may have {limits.input_pixels} pixels, got {width} x {height}; make it smaller"
         )
     if max(width, height) > limits.side_px:
         raise ImageTooLargeError(f"a side may have {limits.side_px} pixels, got {width} x {height}; make it smaller")
-    return Header(kind, width, height, image.bands, _BITS.get(image.format, 0), frames)
+    if frames > _FRAMES:
+        raise ImageTooLargeError(f"a file may have {_FRAMES} frames, got {frames}; send one picture")
+    bits = _BITS.get(image.format, 0)
+    if image.format not in ("uchar", "ushort") or not 1 <= image.bands <= 5:
+        raise UnsupportedFormatError(
+            f"expected 1 to 5 bands of 8 or 16 bits, got {image.bands} of {image.format}; convert it to 16 bits"
+        )
+    return Header(kind, width, height, image.bands, bits, frames)
+
+
+def orientation(image: Any) -> int:
+    """Return the orientation tag's value, 1 .. 8; 1 where there is none."""
+    value = image.get("orientation") if "orientation" in image.get_fields() else 1
+    return value if 1 <= value <= 8 else 1
 
 
 def refuse(exc: pyvips.Error) -> NoReturn:
     """Raise InvalidImageError in libvips' words, without its operation names and paths."""
     lines = [line.strip() for line in exc.detail.splitlines() if line.strip()]
     raise InvalidImageError(f"the image is damaged or incomplete: {lines[0] if lines else 'unreadable'}") from exc
-
-
-def check_png_chunks(path: Path) -> None:
-    """Walk the chunks to IEND: libvips is content with a PNG whose last bytes are missing."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        offset = len(_PNG_MAGIC)
-        while offset + 12 <= size:
-            file.seek(offset)
-            head = file.read(8)
-            offset += 12 + int.from_bytes(head[:4], "big")
-            if head[4:] == b"IEND" and offset <= size:
-                return
-    raise InvalidImageError("the PNG is incomplete: it ends before its last chunk; send the whole file")

@@ -10,9 +10,10 @@ import pyvips
 
 from fourfold.config import LimitSettings
 from fourfold.errors import FourfoldError, OutOfMemoryError
-from fourfold.imaging import files, formats
+from fourfold.imaging import compare, files, formats, measure
 from fourfold.imaging.canvas import Canvas
-from fourfold.imaging.values import Recipe
+from fourfold.imaging.options import OutputOptions
+from fourfold.imaging.recipe import Recipe
 from fourfold.processes.inside import Pipe, limit_memory
 
 _Reply = dict[str, Any]
@@ -25,30 +26,41 @@ def _inspect(request: Mapping[str, Any]) -> _Reply:
 
 def _prepare(request: Mapping[str, Any]) -> _Reply:
     source, folder = Path(request["source"]), Path(request["folder"])
-    done = files.prepare(source, folder, LimitSettings(**request["limits"]))
-    return {"path": str(done.path), "width": done.width, "height": done.height, "recipe": done.recipe.to_json()}
+    done = files.prepare(source, folder, LimitSettings(**request["limits"]), wrap_px=request["wrap_px"])
+    sizes = {"width": done.width, "height": done.height, "bits": done.bits}
+    return {"path": str(done.path), "recipe": done.recipe.to_json(), **sizes}
 
 
 def _open_canvas(request: Mapping[str, Any]) -> _Reply:
     source, folder = Path(request["source"]), Path(request["folder"])
-    done = files.open_canvas(source, folder, LimitSettings(**request["limits"]))
+    limits = LimitSettings(**request["limits"])
+    done = files.open_canvas(source, folder, limits, wrap_px=request["wrap_px"], max_bits=request["max_bits"])
     return {"canvas": done.canvas.to_json(), "recipe": done.recipe.to_json()}
 
 
 def _encode(request: Mapping[str, Any]) -> _Reply:
     canvas, recipe = Canvas.from_json(request["canvas"]), Recipe.from_json(request["recipe"])
-    files.encode(canvas, recipe, Path(request["target"]))
-    return {}
+    return files.encode(canvas, recipe, Path(request["target"]), OutputOptions(**request["options"])).to_json()
 
 
 def _finish(request: Mapping[str, Any]) -> _Reply:
-    files.finish(Path(request["source"]), Recipe.from_json(request["recipe"]), Path(request["target"]))
-    return {}
+    source, recipe = Path(request["source"]), Recipe.from_json(request["recipe"])
+    return files.finish(source, recipe, Path(request["target"]), OutputOptions(**request["options"])).to_json()
 
 
 def _verify(request: Mapping[str, Any]) -> _Reply:
-    files.verify(Path(request["source"]), request["width"], request["height"])
-    return {}
+    original = Path(request["original"]) if request["original"] else None
+    return files.verify(Path(request["source"]), request["width"], request["height"], original).to_json()
+
+
+def _measure(request: Mapping[str, Any]) -> _Reply:
+    return measure.measure(Canvas.from_json(request["original"]), Canvas.from_json(request["result"])).to_json()
+
+
+def _compare(request: Mapping[str, Any]) -> _Reply:
+    a, b, target = Path(request["a"]), Path(request["b"]), Path(request["target"])
+    done = compare.compare(a, b, target, LimitSettings(**request["limits"]))
+    return {name: getattr(done, name) for name in done.__slots__}
 
 
 OPERATIONS: Mapping[str, Callable[[Mapping[str, Any]], _Reply]] = {
@@ -58,6 +70,8 @@ OPERATIONS: Mapping[str, Callable[[Mapping[str, Any]], _Reply]] = {
     "encode": _encode,
     "finish": _finish,
     "verify": _verify,
+    "measure": _measure,
+    "compare": _compare,
 }
 
 

@@ -2,16 +2,32 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 from fourfold.imaging.canvas import Canvas
+from fourfold.imaging.fidelity import Fidelity, Measures, Written
+from fourfold.imaging.options import OutputOptions
+from fourfold.imaging.recipe import Intake, Recipe
+
+__all__ = [
+    "Canvas",
+    "Compared",
+    "Fidelity",
+    "Header",
+    "Intake",
+    "Measures",
+    "Opened",
+    "OutputOptions",
+    "Prepared",
+    "Recipe",
+    "Written",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
     """What a file's header says, before any pixel is decoded."""
 
-    format: str  #: "png" | "jpeg" | "webp" | "gif"
+    format: str  #: "png" | "jpeg" | "webp" | "gif" | "tiff" | "avif"
     width: int  #: upright, pixels
     height: int  #: upright, pixels
     bands: int
@@ -20,35 +36,14 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """What :func:`prepare` took away and :func:`finish` puts back."""
-
-    grey: bool = False  #: the picture has one colour band; it comes back with one
-    alpha: Path | None = None  #: its transparency, a one-band file of the input's size
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether there is nothing to put back: the worker's own bytes are the result."""
-        return self == Recipe()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for a pipe."""
-        return {"grey": self.grey, "alpha": str(self.alpha) if self.alpha else None}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """Rebuild what :meth:`to_json` gave."""
-        return cls(grey=values["grey"], alpha=Path(values["alpha"]) if values["alpha"] else None)
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
     """A picture in canonical form, still encoded."""
 
     path: Path  #: the source itself where it was canonical already
-    width: int
+    width: int  #: of the canonical picture, which is the source's unless it was padded for tiling
     height: int
     recipe: Recipe
+    bits: int = 8  #: of one sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +52,13 @@ class Opened:
 
     canvas: Canvas
     recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """How alike two pictures are, at the larger one's size."""
+
+    width: int
+    height: int
+    psnr_db: float  #: over all samples, 8 bits; 99 where they are equal
+    ssim: float  #: mean over 7 x 7 windows of the luma, -1 .. 1

@@ -40,6 +40,7 @@ class WorkResult:
     model_id: str  #: what ran
     bytes: int
     by_ours: bool  #: the answer had our form, so a worker of ours gave it
+    tiles: int | None = None  #: pieces that it was computed in, where the worker says so
 
 
 def read_failure(status: int, headers: Mapping[str, str], body: bytes) -> FourfoldError:
@@ -63,7 +64,8 @@ def read_headers(headers: Mapping[str, str], fields: wire.UpscaleFields, path: P
     if not (seed.isascii() and seed.isdecimal()) or nsfw not in ("true", "false") or safety not in _SAFETY:
         raise BadResultError("expected Fourfold-Seed, -Nsfw and -Safety with the picture; check the worker's version")
     model_id = headers.get(wire.MODEL_HEADER, fields.model_id)
-    return WorkResult(path, int(seed), nsfw == "true", safety, model_id, path.stat().st_size, by_ours=True)
+    tiles = wire.read_tiles(headers.get(wire.TILES_HEADER, ""))
+    return WorkResult(path, int(seed), nsfw == "true", safety, model_id, path.stat().st_size, by_ours=True, tiles=tiles)
 
 
 async def read_runner_json(body: Path, fields: wire.UpscaleFields, target: Path) -> WorkResult:

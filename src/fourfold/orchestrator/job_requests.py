@@ -87,7 +87,8 @@ class JobRequests:
                     payment=headers.get(wire.PAYMENT_HEADER.lower(), ""),
                     model_id=fields.model_id,
                 )
-                sale = self._counter.sell(claims, fields, job, files, request_id=request_id.get())
+                bits = 16 if _is_ours(headers) else 8  # Livepeer's peers know 8 bits alone
+                sale = self._counter.sell(claims, fields, job, files, request_id=request_id.get(), max_bits=bits)
                 return await unless_gone(receive, sale, name=f"work-{job_id}")
 
         try:
@@ -165,6 +166,8 @@ class JobRequests:
             wire.INPUT_PIXELS_HEADER: str(sale.input_pixels),
             wire.DURATION_HEADER: str(round(sale.duration_s * 1000)),
         }
+        if result.tiles is not None:
+            facts[wire.TILES_HEADER] = str(result.tiles)
         silence_s = self._settings.body_timeout_s
         if _is_ours(headers):
             await send_png(send, files.result, facts, silence_s=silence_s)

@@ -44,8 +44,12 @@ class Counter:
         self._metrics = metrics
         self._clock = clock
 
-    async def sell(self, claims: Claims, fields: UpscaleFields, job: Job, files: JobFiles, *, request_id: str) -> Sale:
+    async def sell(
+        self, claims: Claims, fields: UpscaleFields, job: Job, files: JobFiles, *, request_id: str, max_bits: int = 16
+    ) -> Sale:
         """Have the upload in *files* upscaled; the picture lies in ``files.result`` afterwards.
+
+        Args: *max_bits*, of one sample of the result: what the caller can take.
 
         Raises: why it is refused (``Admission.admit``) or why it failed (``Workers.run``). A failed job is free.
         """
@@ -60,7 +64,7 @@ class Counter:
                     pixels, fee = admitted.input_pixels, admitted.fee
                     job.tell(JobState.RUNNING)
                     log.info("job_admitted", extra=_facts(job, fields, input_pixels=pixels, fee_wei=fee))
-                    task = Task(request_id, files.upload, fields, files.result, job.watched, job.progress)
+                    task = Task(request_id, files.upload, fields, files.result, job.watched, job.progress, max_bits)
                     result = await self._workers.run(admitted.slot, task)
                 outcome = "succeeded"
             except FourfoldError:

@@ -50,6 +50,7 @@ class WorkOrder:
     result: Path  #: where the picture is to lie afterwards
     watched: asyncio.Event  #: set once somebody wants progress
     on_progress: Callable[[int, int], None]  #: done, total
+    max_bits: int = 16  #: of one sample of the result
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ async def _upscale(client: httpx2.AsyncClient, address: Address, order: WorkOrde
     headers = _headers(address) | {
         wire.JOB_HEADER: order.job_id,
         wire.REQUEST_ID_HEADER: order.request_id,
+        wire.BITS_HEADER: str(order.max_bits),
         "Accept-Encoding": "identity",
     }
     with translated(), order.image.open("rb") as image:

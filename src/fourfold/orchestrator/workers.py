@@ -159,6 +159,7 @@ class Task:
     result: Path
     watched: asyncio.Event  #: set once somebody wants progress
     on_progress: Callable[[int, int], None]  #: done, total
+    max_bits: int = 16  #: of one sample of the result
 
 
 class Workers:
@@ -257,6 +258,7 @@ class Workers:
             result=task.result,
             watched=task.watched,
             on_progress=task.on_progress,
+            max_bits=task.max_bits,
         )
         call = worker_call.upscale(self._client, address, order, max_result_bytes=self._max_result_bytes)
         try:

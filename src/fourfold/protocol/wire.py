@@ -28,6 +28,12 @@ MODEL_HEADER: Final = "Fourfold-Model"
 INPUT_PIXELS_HEADER: Final = "Fourfold-Input-Pixels"
 FEE_HEADER: Final = "Fourfold-Fee-Wei"
 DURATION_HEADER: Final = "Fourfold-Duration-Ms"
+#: What was done to the picture, one JSON object.
+FIDELITY_HEADER: Final = "Fourfold-Fidelity"
+#: To a worker: the most bits of a sample that its caller can pass on, 8 or 16.
+BITS_HEADER: Final = "Fourfold-Bits"
+#: From a worker: in how many pieces the picture was computed.
+TILES_HEADER: Final = "Fourfold-Tiles"
 REQUEST_ID_HEADER: Final = "X-Request-ID"
 
 SAFETY_CLEAN: Final = "clean"
@@ -72,13 +78,9 @@ def parse_fields(form: Mapping[str, str], *, max_prompt_chars: int, max_steps: i
         InvalidParameterError: a value is well-formed but outside its range.
     """
     prompt = form.get("prompt", "")
-    safety_text = form.get("safety_check", "").strip().lower()
-    seed = _integer(form, "seed")
-    steps = _integer(form, "num_inference_steps")
-    if safety_text and safety_text not in _TRUE | _FALSE:
-        raise ValidationError(
-            "Input should be a valid boolean: true or false", field="safety_check", kind="bool_parsing"
-        )
+    safety_check = read_boolean(form, "safety_check", default=True)
+    seed = read_integer(form, "seed")
+    steps = read_integer(form, "num_inference_steps")
     if len(prompt) > max_prompt_chars:
         raise InvalidParameterError(f"prompt may have {max_prompt_chars} characters, got {len(prompt)}; shorten it")
     if seed is not None and not 0 <= seed <= MAX_WIRE_SEED:
@@ -88,20 +90,33 @@ def parse_fields(form: Mapping[str, str], *, max_prompt_chars: int, max_steps: i
     return UpscaleFields(
         model_id=form.get("model_id", "").strip(),
         prompt=prompt,
-        safety_check=safety_text not in _FALSE,
+        safety_check=safety_check,
         seed=seed,
         num_inference_steps=steps,
     )
 
 
-def _integer(form: Mapping[str, str], name: str) -> int | None:
-    """Return the field as an integer, None where it is absent or empty."""
+def read_boolean(form: Mapping[str, str], name: str, *, default: bool) -> bool:
+    """Return the field as a boolean, *default* where it is absent or empty. Raises: ValidationError."""
+    text = form.get(name, "").strip().lower()
+    if text and text not in _TRUE | _FALSE:
+        raise ValidationError("Input should be a valid boolean: true or false", field=name, kind="bool_parsing")
+    return text in _TRUE if text else default
+
+
+def read_integer(form: Mapping[str, str], name: str) -> int | None:
+    """Return the field as an integer, None where it is absent or empty. Raises: ValidationError."""
     text = form.get(name, "").strip()
     if not text:
         return None
     if not _DECIMAL.match(text):
         raise ValidationError("Input should be a valid integer", field=name, kind="int_parsing")
     return int(text)
+
+
+def read_tiles(text: str) -> int | None:
+    """Return the number in a ``Fourfold-Tiles`` header, None where there is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
 
 
 def check_job_id(text: str) -> str:

@@ -17,8 +17,8 @@ class StoredResult:
 class ResultStore(Protocol):
     """Keeps files for a while under names with 128 random bits in each half."""
 
-    async def put(self, source: Path) -> str:
-        """Move *source* in; return its key, ``<32 hex>/<32 hex>.png``.
+    async def put(self, source: Path, *, suffix: str = ".png") -> str:
+        """Move *source* in; return its key, ``<32 hex>/<32 hex><suffix>``.
 
         Raises: StorageFullError if it does not fit, even after the oldest results have left.
         """

@@ -1,4 +1,4 @@
-"""Results in a folder, ``<root>/<group>/<name>.png``: gone after their time, the oldest first if room is short."""
+"""Results in a folder, ``<root>/<group>/<name>.<format>``: gone after their time, the oldest first if room is short."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from fourfold.results.base import StoredResult
 log = logging.getLogger(__name__)
 
 _GROUP: Final = re.compile(r"[0-9a-f]{32}\Z")
-_NAME: Final = re.compile(r"[0-9a-f]{32}\.png\Z")
+_NAME: Final = re.compile(r"[0-9a-f]{32}\.[a-z0-9]{1,8}\Z")
 _RANDOM_BYTES: Final = 16
 
 
@@ -46,10 +46,10 @@ class FilesystemStore:
         self._entries = self._scan()  # by key, the oldest first
         self._used = sum(entry.bytes for entry in self._entries.values())
 
-    async def put(self, source: Path) -> str:
+    async def put(self, source: Path, *, suffix: str = ".png") -> str:
         """Move *source* in; see :class:`~fourfold.results.base.ResultStore`."""
         async with self._lock:
-            return await asyncio.to_thread(self._put, source)
+            return await asyncio.to_thread(self._put, source, suffix)
 
     def find(self, group: str, name: str) -> StoredResult | None:
         """Return a live result; any name that is not of our shape is simply not there."""
@@ -64,13 +64,13 @@ class FilesystemStore:
         async with self._lock:
             return await asyncio.to_thread(self._sweep)
 
-    def _put(self, source: Path) -> str:
+    def _put(self, source: Path, suffix: str) -> str:
         size = source.stat().st_size
         if size > self._max_bytes:
             raise StorageFullError(f"the store keeps {self._max_bytes} bytes, the result has {size}; send less")
         self._sweep()
         self._make_room(size)
-        group, name = secrets.token_hex(_RANDOM_BYTES), secrets.token_hex(_RANDOM_BYTES) + ".png"
+        group, name = secrets.token_hex(_RANDOM_BYTES), secrets.token_hex(_RANDOM_BYTES) + suffix
         folder, now = self._root / group, self._clock()
         try:
             folder.mkdir()

@@ -17,7 +17,7 @@ from fourfold.gateway.pinning import Pins
 from fourfold.gateway.ports import Clock, Codec, SystemClock
 from fourfold.gateway.submission import Submitter
 from fourfold.imaging import files
-from fourfold.imaging.values import Prepared, Recipe
+from fourfold.imaging.values import Measures, OutputOptions, Prepared, Recipe, Written
 from fourfold.processes.serving import authority, listen, serve
 from fourfold.results.filesystem import FilesystemStore
 from fourfold.telemetry import Metrics
@@ -26,17 +26,17 @@ from fourfold.telemetry import Metrics
 class ThreadCodec:
     """The real codec, in threads of this process: quick to start, and not to be killed."""
 
-    async def prepare(self, source: Path, folder: Path, limits: LimitSettings) -> Prepared:
+    async def prepare(self, source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0) -> Prepared:
         """Bring *source* to canonical form."""
-        return await asyncio.to_thread(files.prepare, source, folder, limits)
+        return await asyncio.to_thread(files.prepare, source, folder, limits, wrap_px=wrap_px)
 
-    async def verify(self, source: Path, width: int, height: int) -> None:
+    async def verify(self, source: Path, width: int, height: int, original: Path) -> Measures:
         """Decode all of *source*."""
-        await asyncio.to_thread(files.verify, source, width, height)
+        return await asyncio.to_thread(files.verify, source, width, height, original)
 
-    async def finish(self, source: Path, recipe: Recipe, target: Path) -> None:
+    async def finish(self, source: Path, recipe: Recipe, target: Path, options: OutputOptions) -> Written:
         """Put back what *recipe* took away."""
-        await asyncio.to_thread(files.finish, source, recipe, target)
+        return await asyncio.to_thread(files.finish, source, recipe, target, options)
 
 
 @dataclass(frozen=True, slots=True)

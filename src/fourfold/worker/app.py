@@ -185,6 +185,8 @@ class _Routes:
             seed=secrets.randbits(32) if fields.seed is None else fields.seed,
             num_inference_steps=fields.num_inference_steps,
             safety_check=fields.safety_check,
+            max_bits=16 if _is_ours(request) and request.headers.get(wire.BITS_HEADER, "16") == "16" else 8,
+            measure=False,  # whoever asked has the picture that it is to be compared with
         )
 
     async def _run(self, order: WorkOrder, folder: Path) -> Upscaled:
@@ -216,6 +218,8 @@ class _Routes:
             wire.SAFETY_HEADER: safety,
             wire.MODEL_HEADER: done.model_id,
         }
+        if done.fidelity.tiles is not None:
+            headers[wire.TILES_HEADER] = str(done.fidelity.tiles)
         if _is_ours(request):
             return _SentFile(done.path, release=release, headers=headers)
         head = b'{"images":[{"url":"data:image/png;base64,'

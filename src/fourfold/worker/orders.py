@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from fourfold.imaging import Canvas
+from fourfold.imaging import Canvas, Fidelity, OutputOptions
 
 # The child's events.
 READY: Final = "ready"
@@ -71,13 +71,17 @@ class WorkOrder:
     seed: int = 0
     num_inference_steps: int | None = None
     safety_check: bool = True
+    output: OutputOptions = field(default_factory=OutputOptions)
+    tileable: bool = False  #: opposite edges fit together, and are to fit in the result
+    max_bits: int = 16  #: 8 for callers that know no 16-bit pictures
+    measure: bool = True  #: whether the fidelity is to say how near the result stays to the input
 
 
 @dataclass(frozen=True, slots=True)
 class Upscaled:
     """A finished picture."""
 
-    path: Path  #: a PNG in the order's folder
+    path: Path  #: in the order's folder, of the format that was asked for
     model_id: str
     width: int
     height: int
@@ -86,3 +90,4 @@ class Upscaled:
     nsfw_score: float | None
     stages_s: dict[str, float]  #: seconds of decode, wait, load, run, encode
     notes: dict[str, Any] = field(default_factory=dict)
+    fidelity: Fidelity = field(default_factory=Fidelity)

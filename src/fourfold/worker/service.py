@@ -11,7 +11,7 @@ from typing import Final
 from fourfold.config import LimitSettings
 from fourfold.engine.base import EngineCard
 from fourfold.errors import FourfoldError, NoCapacityError, ShuttingDownError, UnknownModelError
-from fourfold.imaging import Canvas, Codec
+from fourfold.imaging import Canvas, Codec, Measures, describe
 from fourfold.telemetry import Metrics, request_id
 from fourfold.worker.orders import DeviceJob, Upscaled, WorkOrder
 from fourfold.worker.process import Device, OnProgress
@@ -122,8 +122,12 @@ class Worker:
     async def _upscale(self, order: WorkOrder, card: EngineCard, folder: Path, on_progress: OnProgress) -> Upscaled:
         clock = time.monotonic
         started = clock()
-        opened = await self._codec.open_canvas(order.source, folder, self._limits)
-        source = opened.canvas
+        wrap_px = card.margin_px if order.tileable else 0
+        opened = await self._codec.open_canvas(
+            order.source, folder, self._limits, wrap_px=wrap_px, max_bits=order.max_bits
+        )
+        source, intake = opened.canvas, opened.recipe.intake
+        order.output.output_size(intake.width, intake.height)  # what cannot be is refused before the work
         target = Canvas(folder / "output.raw", source.width * card.scale, source.height * card.scale, source.bits)
         decoded = clock()
         job = DeviceJob(
@@ -140,17 +144,20 @@ class Worker:
         )
         result = await self.device.run(job, on_progress)
         ran = clock()
-        path = folder / "result.png"
-        await self._codec.encode(target, opened.recipe, path)
+        path = folder / f"result{order.output.file_format.suffix}"
+        written = await self._codec.encode(target, opened.recipe, path, order.output)
+        encoded = clock()
+        measures = await self._codec.measure(source, target) if order.measure else Measures()
         target.path.unlink()  # the reply may take long to send; its pixels need not wait on disk as well
         return Upscaled(
             path=path,
             model_id=card.model_id,
-            width=target.width,
-            height=target.height,
+            width=written.width,
+            height=written.height,
             input_pixels=source.width * source.height,
             seed=order.seed,
             nsfw_score=result.nsfw_score,
-            stages_s={"decode": decoded - started, "run": ran - decoded, "encode": clock() - ran},
+            stages_s={"decode": decoded - started, "run": ran - decoded, "encode": encoded - ran},
             notes=result.notes,
+            fidelity=describe(opened.recipe, written, measures, format_name=order.output.format, notes=result.notes),
         )

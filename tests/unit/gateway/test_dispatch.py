@@ -30,6 +30,7 @@ from fourfold.gateway.dispatch import Delivered, Dispatcher
 from fourfold.gateway.jobs import Job, JobState
 from fourfold.gateway.selection import Offer, price_ceiling
 from fourfold.gateway.submission import Answer, WorkOrder
+from fourfold.imaging import Measures, OutputOptions, Recipe, Written
 from fourfold.protocol.units import Pixels, Price, Wei
 from fourfold.protocol.wire import UpscaleFields
 from fourfold.telemetry import Metrics
@@ -111,7 +112,7 @@ def name_of(offer: Offer) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """A prepared picture of 3 x 2, and its recipe in one."""
+    """A prepared picture of 3 x 2."""
 
     path: Path
     is_identity: bool = True
@@ -119,8 +120,8 @@ class Picture:
     height: int = 2
 
     @property
-    def recipe(self) -> "Picture":
-        return self
+    def recipe(self) -> Recipe:
+        return Recipe(grey=not self.is_identity)
 
 
 @dataclass
@@ -130,26 +131,28 @@ class Codec:
     bad_results: int = 0
     verified: list[tuple[int, int]] = field(default_factory=list)
 
-    async def prepare(self, source: Path, folder: Path, limits: object) -> Picture:
+    async def prepare(self, source: Path, folder: Path, limits: object, *, wrap_px: int = 0) -> Picture:
         if self.refuse:
             raise self.refuse
         return Picture(source, self.is_identity)
 
-    async def verify(self, path: Path, width: int, height: int) -> None:
+    async def verify(self, path: Path, width: int, height: int, original: Path) -> Measures:
         self.verified.append((width, height))
         if self.bad_results:
             self.bad_results -= 1
             raise BadResultError("too small")
+        return Measures(lr_psnr_db=40.0)
 
-    async def finish(self, image: Path, recipe: Picture, target: Path) -> None:
+    async def finish(self, image: Path, recipe: Recipe, target: Path, options: OutputOptions) -> Written:
         target.write_bytes(image.read_bytes() + b" with alpha")
+        return Written(12, 8, 8)
 
 
 class Store:
     def __init__(self) -> None:
         self.kept: list[bytes] = []
 
-    async def put(self, source: Path) -> str:
+    async def put(self, source: Path, *, suffix: str = ".png") -> str:
         self.kept.append(source.read_bytes())
         return "g/n.png"
 

@@ -1,13 +1,36 @@
 """Pictures made by Pillow, an implementation that shares nothing with ours."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
 MakePicture = Callable[..., Path]
+
+
+def _sibling(name: str) -> ModuleType:
+    """Return a module that lies beside this one: tests are no package."""
+    spec = importlib.util.spec_from_file_location(f"imaging_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def upscaling() -> ModuleType:
+    """The whole way of a picture, without the processes."""
+    return _sibling("upscaling")
+
+
+@pytest.fixture(scope="session")
+def colours() -> ModuleType:
+    """Profiles, and the difference of colours."""
+    return _sibling("colours")
 
 
 def gradient(width: int, height: int, bands: int = 3) -> np.ndarray:

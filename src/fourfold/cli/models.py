@@ -1,0 +1,39 @@
+"""``fourfold models``: what this installation knows."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fourfold.cli.app import app
+from fourfold.engine import registry
+
+
+@app.command()
+def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False) -> None:
+    """List the models that this installation knows."""
+    from fourfold.compose.common import is_embedded
+
+    cards = registry.cards().values()
+    if as_json:
+        rows = [
+            {
+                "model_id": card.model_id,
+                "aliases": list(card.aliases),
+                "title": card.title,
+                "scale": card.scale,
+                "guided_by_prompt": card.guided_by_prompt,
+                "weights_licence": card.weights_licence,
+                "installed": is_embedded(card),
+            }
+            for card in cards
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    table = Table("model", "alias", "what it is", "weights", "here")
+    for card in cards:
+        here = "yes" if is_embedded(card) else "no"
+        table.add_row(card.model_id, ", ".join(card.aliases), card.title, card.weights_licence, here)
+    Console().print(table)

@@ -1,0 +1,96 @@
+"""Checks of a file's structure that libvips leaves undone: is all of it there, and is it no trap."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final, Literal
+
+from fourfold.errors import ImageTooLargeError, InvalidImageError
+
+PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
+#: Comments, profiles and the like together; more is a trap, as some of them are inflated when the header is read.
+_PNG_EXTRA_BYTES: Final = 16 * 2**20
+_PNG_PROFILE_BYTES: Final = 4 * 2**20
+_PNG_CHUNKS: Final = 200_000
+#: TIFF's numbers for BYTE .. DOUBLE and BigTIFF's for 64 bits -> bytes of one.
+_TIFF_SIZES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8}
+_STRIP_OFFSETS, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES = 273, 279, 324, 325
+_TIFF_ENTRIES: Final = 4096
+_TIFF_PARTS: Final = 4_000_000
+
+
+def check(path: Path, kind: str) -> None:
+    """Raise InvalidImageError or ImageTooLargeError if the file at *path* of format *kind* is cut short or a trap."""
+    if kind == "png":
+        check_png(path)
+    elif kind == "tiff":
+        check_tiff(path)
+
+
+def check_png(path: Path) -> None:
+    """Walk the chunks to IEND: libvips is content with a PNG whose last bytes are missing."""
+    size = path.stat().st_size
+    extra = 0
+    with path.open("rb") as file:
+        offset = len(PNG_MAGIC)
+        for _ in range(_PNG_CHUNKS):
+            if offset + 12 > size:
+                raise InvalidImageError("the PNG is incomplete: it ends before its last chunk; send the whole file")
+            file.seek(offset)
+            head = file.read(8)
+            length, name = int.from_bytes(head[:4], "big"), head[4:]
+            offset += 12 + length
+            if name == b"IEND" and offset <= size:
+                return
+            if name[0] & 0x20:  # not needed to show the picture
+                extra += length
+                if extra > _PNG_EXTRA_BYTES or (name == b"iCCP" and length > _PNG_PROFILE_BYTES):
+                    raise ImageTooLargeError(
+                        f"the PNG carries more than {_PNG_EXTRA_BYTES} bytes besides its pixels; remove them"
+                    )
+    raise InvalidImageError(f"the PNG has more than {_PNG_CHUNKS} chunks; write it anew")
+
+
+def check_tiff(path: Path) -> None:
+    """Check that every strip or tile of the first picture lies in the file: libtiff fills in what is missing."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        tags = dict(_first_directory(file, size))
+        for offsets_tag, bytes_tag in ((_STRIP_OFFSETS, _STRIP_BYTES), (_TILE_OFFSETS, _TILE_BYTES)):
+            if offsets_tag not in tags:
+                continue
+            offsets, lengths = tags[offsets_tag], tags.get(bytes_tag, [])
+            if not lengths or len(offsets) != len(lengths):
+                raise InvalidImageError("the TIFF is damaged: it does not say how long its parts are")
+            if any(offset + length > size for offset, length in zip(offsets, lengths, strict=True)):
+                raise InvalidImageError("the TIFF is incomplete: it ends before its last part; send the whole file")
+            return
+    raise InvalidImageError("the TIFF is damaged: it names no pixels")
+
+
+def _first_directory(file: BinaryIO, size: int) -> Iterator[tuple[int, list[int]]]:
+    """Yield tag and numbers of each entry of the first directory that places pixels."""
+    head = file.read(16)
+    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+    is_big = int.from_bytes(head[2:4], order) == 43
+    word, entry_bytes, count_bytes = (8, 20, 8) if is_big else (4, 12, 2)
+    start = int.from_bytes(head[8:16] if is_big else head[4:8], order)
+    file.seek(start)
+    count = int.from_bytes(file.read(count_bytes), order)
+    if start == 0 or not 0 < count <= _TIFF_ENTRIES:
+        raise InvalidImageError("the TIFF is damaged: its directory is nowhere, or far too long")
+    entries = file.read(count * entry_bytes)
+    if len(entries) != count * entry_bytes:
+        raise InvalidImageError("the TIFF is incomplete: it ends in its directory; send the whole file")
+    for i in range(count):
+        entry = entries[i * entry_bytes : (i + 1) * entry_bytes]
+        tag, kind = int.from_bytes(entry[:2], order), int.from_bytes(entry[2:4], order)
+        if tag not in (_STRIP_OFFSETS, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES):
+            continue
+        values, each = int.from_bytes(entry[4 : 4 + word], order), _TIFF_SIZES.get(kind, 0)
+        if not each or values > _TIFF_PARTS or values * each > size:
+            raise InvalidImageError("the TIFF is damaged: its list of parts is longer than the file")
+        data = entry[4 + word :]
+        if values * each > word:
+            file.seek(int.from_bytes(data, order))
+            data = file.read(values * each)
+        yield tag, [int.from_bytes(data[j * each : (j + 1) * each], order) for j in range(values)]

@@ -1,0 +1,127 @@
+"""How near a result stays to its input, and how much fine structure it adds: read once, in strips of rows."""
+
+import math
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import pyvips
+from numpy.typing import NDArray
+
+from fourfold.imaging import resample
+from fourfold.imaging.canvas import Canvas
+from fourfold.imaging.fidelity import Measures
+from fourfold.imaging.resample import REACH, SCALE, Floats
+
+_STRIP_PIXELS: Final = 1_000_000
+#: Fine structure is looked at in strips spread over the picture, of this many pixels of the result together.
+_DETAIL_PIXELS: Final = 3_000_000
+_BEST_DB: Final = 99.0
+_LUMA: Final = np.array([0.2126, 0.7152, 0.0722], np.float32)
+#: Of 255: a bicubic enlargement with less structure than this is flat, and a ratio to it says nothing.
+_FLAT: Final = 0.05
+
+
+class Rows(Protocol):
+    """Pixels by rows, each read once, in order."""
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+
+    def rows(self, top: int, bottom: int) -> NDArray[Any]:
+        """Return ``[bottom - top, width, 3]``, uint8 or uint16."""
+
+
+class ImageRows:
+    """The rows of an image that libvips decodes as they are asked for. Raises pyvips.Error where it is damaged."""
+
+    def __init__(self, image: Any) -> None:
+        image = image.extract_band(0, n=3) if image.bands > 3 else image
+        image = image.extract_band(0).bandjoin([image.extract_band(0)] * 2) if image.bands < 3 else image
+        self._image = image
+        self._region = pyvips.Region.new(image)
+        self._dtype = np.uint16 if image.format == "ushort" else np.uint8
+        self.width: int = image.width
+        self.height: int = image.height
+
+    def rows(self, top: int, bottom: int) -> NDArray[Any]:
+        """Return some rows."""
+        data = self._region.fetch(0, top, self.width, bottom - top)
+        return np.frombuffer(data, self._dtype).reshape(bottom - top, self.width, 3)
+
+
+def measure(original: Canvas, result: Rows) -> Measures:
+    """Compare *result* with the picture four times smaller that it was made of, reading all of it."""
+    strip = max(1, _STRIP_PIXELS // (result.width * SCALE))
+    tops = range(0, original.height, strip)
+    every = max(1, math.ceil(result.width * result.height / _DETAIL_PIXELS))
+    cubic = resample.cubic_weights()
+    error, ours, theirs, seen = 0.0, 0.0, 0.0, 0
+    bits = 8
+    for number, top in enumerate(tops):
+        bottom = min(top + strip, original.height)
+        large = result.rows(top * SCALE, bottom * SCALE)
+        bits = 8 * large.dtype.itemsize
+        small = original.rows(top, bottom)
+        difference = _averaged(large) - _levels(small)
+        error += float(np.square(difference).sum(dtype=np.float64))
+        if number % every == every // 2 or len(tops) <= every // 2:
+            ours += _structure(_luma(large))
+            theirs += _structure(resample.enlarge(_luma(_around(original, top, bottom)), cubic))
+            seen += large.shape[0] * large.shape[1]
+    mean = error / (original.width * original.height * 3)
+    psnr = min(_BEST_DB, 10 * math.log10(255**2 / mean)) if mean > 0 else _BEST_DB
+    is_flat = seen == 0 or theirs / seen < _FLAT
+    return Measures(lr_psnr_db=psnr, detail_ratio=None if is_flat else ours / theirs, bits=bits)
+
+
+def as_canvas(image: Any, path: Path) -> Canvas:
+    """Write *image* to *path* as raw RGB; return the canvas. Raises: pyvips.Error where it is damaged."""
+    if image.bands != 3:
+        image = image.extract_band(0, n=3) if image.bands > 3 else image.extract_band(0).bandjoin([image[0]] * 2)
+    canvas = Canvas(path, image.width, image.height, 16 if image.format == "ushort" else 8)
+    image.rawsave(str(path))
+    return canvas
+
+
+def _averaged(large: NDArray[Any]) -> Floats:
+    """Return the means over squares of 4 x 4 pixels, 0 .. 255."""
+    height, width = large.shape[0] // SCALE, large.shape[1] // SCALE
+    down = large.reshape(height, SCALE, width * SCALE, 3).sum(axis=1, dtype=np.uint32)
+    sums = down.reshape(height, width, SCALE, 3).sum(axis=2, dtype=np.uint32)
+    scale = SCALE**2 * (257 if large.dtype == np.uint16 else 1)
+    means: Floats = sums.astype(np.float32) / np.float32(scale)
+    return means
+
+
+def _levels(samples: NDArray[Any]) -> Floats:
+    levels: Floats = samples.astype(np.float32)
+    if samples.dtype == np.uint16:
+        levels /= np.float32(257)
+    return levels
+
+
+def _luma(samples: NDArray[Any]) -> Floats:
+    luma: Floats = _levels(samples) @ _LUMA
+    return luma
+
+
+def _around(original: Canvas, top: int, bottom: int) -> NDArray[Any]:
+    """Return rows with three more on either side; beyond the picture its edge is repeated."""
+    wanted = np.clip(np.arange(top - REACH, bottom + REACH), 0, original.height - 1)
+    seen = original.rows(int(wanted[0]), int(wanted[-1]) + 1)
+    return np.asarray(seen[wanted - wanted[0]])
+
+
+def _structure(luma: Floats) -> float:
+    """Return the sum of the absolute Laplacian: how much neighbouring pixels differ beyond a slope."""
+    if min(luma.shape) < 3:
+        return 0.0
+    inner = luma[1:-1, 1:-1]
+    laplacian = 4 * inner - luma[:-2, 1:-1] - luma[2:, 1:-1] - luma[1:-1, :-2] - luma[1:-1, 2:]
+    return float(np.abs(laplacian).sum(dtype=np.float64))
