@@ -73,8 +73,9 @@ def tell_done(facts: Mapping[str, Any], *, quiet: bool) -> None:
         why = printable(facts["comparison_error"]["message"])
         typer.echo(f"no comparison for {printable(facts['output'])}: {why}", err=True)
     if not quiet:
-        size = f"{facts['width']} x {facts['height']}" if "width" in facts else "4x"
-        typer.echo(f"{printable(facts['output'])}  {size}  {facts['model_id']}  {facts['seconds']:.1f} s")
+        size = f"{facts['width']} x {facts['height']}" if "width" in facts else ""  # a foreign gateway does not say
+        told = (printable(facts["output"]), size, facts["model_id"] or "", f"{facts['seconds']:.1f} s")
+        typer.echo("  ".join(word for word in told if word))
 
 
 def line_of(outcome: Outcome) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Canonical form and back: upright sRGB in the middle; grey, alpha, profile and metadata kept beside it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -8,11 +10,11 @@ import pyvips
 
 from fourfold.imaging import alpha, colour, formats, metadata
 from fourfold.imaging.canvas import Canvas
+from fourfold.imaging.mapped import mapped
 from fourfold.imaging.recipe import Intake, Recipe
 
 #: Larger pictures that must be read in another order than they are stored in go through a file instead of memory.
 _MEMORY_SAMPLES: Final = 50_000_000
-_INTERPRETATIONS: Final = {8: "srgb", 16: "rgb16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,11 @@ def to_canonical(image: Any, kind: str, working: Working) -> tuple[Any, Recipe]:
     )
 
 
-def from_canonical(image: Any, recipe: Recipe, size: tuple[int, int], folder: Path) -> Any:
-    """Return the upscaled sRGB *image* at its final *size* with what *recipe* took away put back.
+@contextmanager
+def from_canonical(image: Any, recipe: Recipe, size: tuple[int, int], folder: Path) -> Iterator[Any]:
+    """Yield the upscaled sRGB *image* at its final *size* with what *recipe* took away put back.
 
-    Args: *folder*, for the enlarged alpha.
+    Args: *folder*, for the enlarged alpha, which is gone after the block.
     """
     factor = image.width // (recipe.intake.width + 2 * recipe.wrap_px) if recipe.intake.width else 4
     image = _resized(_cropped(image, recipe.wrap_px * factor), size)
@@ -83,23 +86,25 @@ def from_canonical(image: Any, recipe: Recipe, size: tuple[int, int], folder: Pa
         image = colour.to_grey(image)
     if recipe.profile is not None and recipe.converts:
         image = colour.from_srgb(image, recipe.profile)
-    if recipe.alpha is not None:
-        small = recipe.alpha
-        big = Canvas(folder / "alpha-big.raw", small.width * 4, small.height * 4, small.bits, 1)
+    if recipe.alpha is None:
+        yield image
+        return
+    small = recipe.alpha
+    big = Canvas(folder / "alpha-big.raw", small.width * 4, small.height * 4, small.bits, 1)
+    try:
         alpha.enlarge(small, big, is_hard=recipe.is_hard)
-        mask = colour.at_depth(open_raw(big), depth)
-        interpretation = image.interpretation
-        mask = _resized(_cropped(mask, recipe.wrap_px * 4), size)
-        image = image.bandjoin(mask).copy(interpretation=interpretation)
-    return image
+        with mapped(big) as mask:
+            mask = _resized(_cropped(colour.at_depth(mask, depth), recipe.wrap_px * 4), size)
+            yield image.bandjoin(mask).copy(interpretation=image.interpretation)
+    finally:
+        big.path.unlink(missing_ok=True)
 
 
-def open_raw(canvas: Canvas) -> Any:
-    """Return a canvas as an image that libvips reads where it needs it."""
+def _open_raw(canvas: Canvas) -> Any:
+    """Return an RGB canvas of the input's size as an image that libvips reads where it needs it."""
     sample = "ushort" if canvas.bits == 16 else "uchar"
     image = pyvips.Image.rawload(str(canvas.path), canvas.width, canvas.height, canvas.bands, format=sample)
-    grey = "grey16" if canvas.bits == 16 else "b-w"
-    return image.copy(interpretation=grey if canvas.bands == 1 else _INTERPRETATIONS[canvas.bits])
+    return image.copy(interpretation="rgb16" if canvas.bits == 16 else "srgb")
 
 
 def _upright(image: Any, tag: int, folder: Path) -> Any:
@@ -140,7 +145,7 @@ def _without_alpha(joined: Any, depth: int, folder: Path) -> tuple[Any, Canvas |
     mask = Canvas(folder / "alpha.raw", width, height, depth, 1)
     kind = alpha.separate(rgba, colours, mask)
     rgba.path.unlink()
-    return open_raw(colours), None if kind == "opaque" else mask, kind
+    return _open_raw(colours), None if kind == "opaque" else mask, kind
 
 
 def _cropped(image: Any, px: int) -> Any:

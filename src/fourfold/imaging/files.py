@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from fourfold.config import LimitSettings
 from fourfold.errors import BadResultError, ImageTooLargeError, InvalidImageError, UnsupportedFormatError
 from fourfold.imaging import containers, formats, measure, splice, writing
-from fourfold.imaging.canonical import Working, from_canonical, open_raw, to_canonical
+from fourfold.imaging.canonical import Working, from_canonical, to_canonical
 from fourfold.imaging.canvas import Canvas
 from fourfold.imaging.fidelity import Measures, Written
+from fourfold.imaging.mapped import mapped
 from fourfold.imaging.options import OutputOptions
 from fourfold.imaging.recipe import Recipe
 from fourfold.imaging.values import Opened, Prepared
@@ -56,7 +57,8 @@ def encode(canvas: Canvas, recipe: Recipe, target: Path, options: OutputOptions 
 
     Raises: InvalidParameterError, StorageFullError.
     """
-    return _finish(open_raw(canvas), recipe, target, options)
+    with mapped(canvas) as image:
+        return _finish(image, recipe, target, options)
 
 
 def finish(source: Path, recipe: Recipe, target: Path, options: OutputOptions = _PLAIN) -> Written:
@@ -101,11 +103,11 @@ def verify(source: Path, width: int, height: int, original: Path | None = None) 
 
 def thumbnail(canvas: Canvas, side_px: int) -> NDArray[np.uint8]:
     """Return the canvas shrunk to fit *side_px*, uint8 ``[h, w, 3]``; the aspect is kept."""
-    image = open_raw(canvas)
-    small = image.thumbnail_image(side_px, height=side_px, size="down")
-    if small.format == "ushort":
-        small = (small >> 8).cast("uchar")
-    return np.asarray(small.numpy(), dtype=np.uint8).reshape(small.height, small.width, 3)
+    with mapped(canvas) as image:
+        small = image.thumbnail_image(side_px, height=side_px, size="down")
+        if small.format == "ushort":
+            small = (small >> 8).cast("uchar")
+        return np.array(small.numpy(), dtype=np.uint8).reshape(small.height, small.width, 3)
 
 
 def _canonical(source: Path, limits: LimitSettings, working: Working) -> tuple[Any, str, Recipe]:
@@ -137,13 +139,11 @@ def _finish(image: Any, recipe: Recipe, target: Path, options: OutputOptions) ->
     size = (image.width, image.height)
     if intake.width:
         size = options.output_size(intake.width, intake.height)
-    folder = target.parent
     try:
-        return writing.save_result(from_canonical(image, recipe, size, folder), recipe, target, options)
+        with from_canonical(image, recipe, size, target.parent) as finished:
+            return writing.save_result(finished, recipe, target, options)
     except pyvips.Error as exc:
         writing.raise_for(exc)
-    finally:
-        (folder / "alpha-big.raw").unlink(missing_ok=True)
 
 
 def _colours(image: Any) -> Any:
