@@ -261,8 +261,9 @@ def test_a_job_survives_the_death_of_the_child(client: httpx2.Client, command: R
 def test_a_job_that_always_kills_its_child_fails_with_a_code(client: httpx2.Client, command: Running) -> None:
     """And the next one runs in a new child."""
     thread = InBackground(command.ready["url"], "doomed", size=1500)
+    queued = 'fourfold_jobs_queued{role="worker"} 0.0'
     for _ in range(2):
-        wait_until(lambda: client.get("/health").json() == {"status": "OK"})
+        wait_until(lambda: client.get("/health").json() == {"status": "OK"} and queued in client.get("/metrics").text)
         children = command.descendants("fourfold.worker.child")
         wait_until(lambda: command.descendants("fourfold.worker.child"))
         before = command.descendants("fourfold.worker.child")[0]

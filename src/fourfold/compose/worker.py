@@ -15,7 +15,7 @@ from fourfold.compose.common import Announce, drains, embedded_cards
 from fourfold.config import Settings, WorkerSettings
 from fourfold.engine import registry
 from fourfold.engine.base import EngineCard
-from fourfold.errors import ConfigError
+from fourfold.errors import ConfigError, UnknownModelError
 from fourfold.imaging import Codec
 from fourfold.processes.lock import FolderLock
 from fourfold.processes.role import announce_ready
@@ -35,15 +35,14 @@ def worker_cards(settings: WorkerSettings) -> Mapping[str, EngineCard]:
     """
     if settings.pipeline != _PIPELINE:
         raise ConfigError(f"worker.pipeline must be {_PIPELINE!r}, got {settings.pipeline!r}")
-    known = registry.cards()
     if settings.model_id:
         wanted: tuple[str, ...] = (settings.model_id,)
     else:
         wanted = settings.models or tuple(embedded_cards())
-    unknown = [model_id for model_id in wanted if model_id not in known]
-    if unknown:
-        raise ConfigError(f"worker.models: no model {unknown[0]!r}; known: {', '.join(known)}")
-    return {model_id: known[model_id] for model_id in wanted}
+    try:
+        return {model_id: registry.card(model_id) for model_id in wanted}
+    except UnknownModelError as exc:
+        raise ConfigError(f"worker.models: {exc.message}") from exc
 
 
 def usable_cores() -> int:

@@ -24,6 +24,7 @@ class Entry:
     card: EngineCard
     engine: str | None  #: ``module:callable``, called with ``(card, settings=...)``; None = not in this release
     missing: str = ""  #: what to do about it if there is no engine
+    is_listed: bool = True  #: False: found by who names it, never offered by itself
 
 
 _PHOTO = EngineCard(
@@ -149,6 +150,10 @@ _STABLE_DIFFUSION = EngineCard(
     weights_licence="openrail++",
 )
 
+#: For benchmarks of everything but the engine: what it "upscales" was made before the clock started.
+REPLAY_MODEL: Final = "fourfold/replay"
+_REPLAY = replace(_LANCZOS, model_id=REPLAY_MODEL, title="Replay: a ready picture, for benchmarks", aliases=())
+
 _ENTRIES: Final = (
     Entry(_PHOTO, "fourfold.engine.realesrgan:RealEsrganEngine"),
     Entry(_CLEAN_PHOTO, "fourfold.engine.realesrgan:RealEsrganEngine"),
@@ -156,13 +161,14 @@ _ENTRIES: Final = (
     Entry(_ANIME, "fourfold.engine.realesrgan:RealEsrganEngine"),
     Entry(_LANCZOS, "fourfold.engine.lanczos:LanczosEngine"),
     Entry(_STABLE_DIFFUSION, None, "it needs the [diffusion] extra, which is not in this release"),
+    Entry(_REPLAY, "fourfold.testing.replay_engine:ReplayEngine", is_listed=False),
 )
 _ID_TO_ENTRY: Final[Mapping[str, Entry]] = MappingProxyType({entry.card.model_id: entry for entry in _ENTRIES})
 
 
 def cards() -> Mapping[str, EngineCard]:
-    """Return every known model's card by its id, the default model first."""
-    return MappingProxyType({model_id: entry.card for model_id, entry in _ID_TO_ENTRY.items()})
+    """Return every listed model's card by its id, the default model first."""
+    return MappingProxyType({model_id: entry.card for model_id, entry in _ID_TO_ENTRY.items() if entry.is_listed})
 
 
 def card(model_id: str) -> EngineCard:
@@ -197,4 +203,4 @@ def _entry(model_id: str) -> Entry:
     try:
         return _ID_TO_ENTRY[model_id]
     except KeyError:
-        raise UnknownModelError(f"no model {model_id!r}; known: {', '.join(_ID_TO_ENTRY)}") from None
+        raise UnknownModelError(f"no model {model_id!r}; known: {', '.join(cards())}") from None

@@ -28,6 +28,9 @@ from fourfold.worker.residency import Resident, plan
 log = logging.getLogger(__name__)
 
 _MODULE: Final = "fourfold.worker.child"
+_MOST_DEATHS: Final = 3  #: of the child while it loads a model, after which the worker says that it is ill
+_FIRST_REVIVAL_S: Final = 0.1
+_LAST_REVIVAL_S: Final = 30.0
 _PULSE_S: Final = 2.0
 #: Silence after which a child counts as frozen. Its answering thread needs one moment of the interpreter's lock, which
 #: no step of an engine holds for long; loading a model's runtime may, for a few seconds.
@@ -94,8 +97,9 @@ class Device:
         self._loaded: dict[str, _Loaded] = {}
         self._loads: dict[str, asyncio.Future[float]] = {}
         self._job_left = asyncio.Event()
-        self._background: set[asyncio.Task[None]] = set()
-        self._failures: dict[str, FourfoldError] = {}
+        self._warming: asyncio.Task[None] | None = None
+        self._failures: dict[str, FourfoldError] = {}  #: warm models that could not be loaded, and why
+        self._hopeless: set[str] = set()  #: those of them that will not come by trying again
         self._closing = False
         self._starts = 0
         self._heard_s = 0.0  #: when the child last gave a sign of life
@@ -110,9 +114,9 @@ class Device:
     async def close(self) -> None:
         """Kill the child and wait for its end; open jobs fail."""
         self._closing = True
-        for task in list(self._background):
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
         child, reader = self._child, self._reader
         if child is not None:
             child.kill()
@@ -270,6 +274,7 @@ class Device:
         finally:
             self._loads.pop(model_id, None)
         self._failures.pop(model_id, None)
+        self._hopeless.discard(model_id)
         log.info("model_loaded", extra={"model_id": model_id, "seconds": round(seconds, 3)})
         if self._metrics is not None:
             self._metrics.observe_stage("load", seconds, model_id=model_id)
@@ -345,18 +350,27 @@ class Device:
             job.ended.set_exception(error_for(event["code"], event["message"], otherwise=EngineCrashedError))
 
     def _warm_up_later(self) -> None:
-        """Load the warm models in the background."""
-        task = asyncio.create_task(self._warm_up(), name="warm-up")
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        """Load the warm models in the background; what does so already will see that the child is another one."""
+        if self._warming is not None and not self._warming.done():
+            return
+        self._warming = asyncio.create_task(self._warm_up(), name="warm-up")
 
     async def _warm_up(self) -> None:
-        for model_id in self._warm:
-            if model_id in self._failures:
-                continue  # it took the child down before: only a job that names it tries again
+        """Load each warm model. One whose child dies is tried again, soon at first: others may have killed it."""
+        deaths = 0
+        while missing := [m for m in self._warm if m not in self._loaded and m not in self._hopeless]:
+            model_id = missing[0]
             try:
                 await self._have_model(await self._have_child(), model_id)
-            except (FourfoldError, ChildDiedError, TimeoutError) as exc:
-                failure = exc if isinstance(exc, FourfoldError) else ModelUnavailableError(f"{model_id}: {exc}")
-                self._failures[model_id] = failure
-                log.error("model_load_failed", extra={"model_id": model_id, "code": failure.code, "why": str(failure)})
+            except FourfoldError as exc:
+                self._hopeless.add(model_id)
+                self._note_load_failure(model_id, exc)
+            except (ChildDiedError, TimeoutError) as exc:
+                deaths += 1
+                if deaths >= _MOST_DEATHS:
+                    self._note_load_failure(model_id, ModelUnavailableError(f"{model_id}: {exc}"))
+                await asyncio.sleep(min(_FIRST_REVIVAL_S * 2**deaths, _LAST_REVIVAL_S))
+
+    def _note_load_failure(self, model_id: str, failure: FourfoldError) -> None:
+        self._failures[model_id] = failure
+        log.error("model_load_failed", extra={"model_id": model_id, "code": failure.code, "why": str(failure)})
