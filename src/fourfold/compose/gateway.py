@@ -82,12 +82,8 @@ async def run_gateway(settings: Settings, stop: asyncio.Event, announce: Announc
 
 async def _announce_when_ready(discovery: Discovery, announce: Announce, url: str) -> None:
     """Announce the gateway once somebody offers something."""
-    while not discovery.offered_models():
-        await asyncio.sleep(_OFFER_POLL_S)
+    await discovery.first_offer.wait()
     announce({"role": "gateway", "url": url, "models": sorted(discovery.offered_models())})
-
-
-_OFFER_POLL_S = 0.05
 
 
 async def _drain(board: JobBoard, stop: asyncio.Event, closing: asyncio.Event, drain_s: float) -> None:
