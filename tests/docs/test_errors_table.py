@@ -7,7 +7,7 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from fourfold.cli import app
+from fourfold.cli import status
 from fourfold.errors import FourfoldError, Retry, walk
 from fourfold.gateway.peer_errors import error_from_peer
 from fourfold.processes.role import CONFIG_EXIT_STATUS
@@ -93,4 +93,4 @@ def test_exit_statuses() -> None:
     section = PAGE.partition("## At a prompt")[2]
     listed = {int(number) for number in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)}
 
-    assert {0, 2, app.FAILED_STATUS, app.INPUT_STATUS, CONFIG_EXIT_STATUS, app.INTERRUPTED_STATUS} == listed
+    assert {0, 2, status.FAILED_STATUS, status.INPUT_STATUS, CONFIG_EXIT_STATUS, status.INTERRUPTED_STATUS} == listed

@@ -1,7 +1,9 @@
 """What README.md tells a stranger to type works."""
 
+import importlib
 import json
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -15,6 +17,8 @@ import pytest
 import typer
 from PIL import Image
 
+import fourfold.cli
+from fourfold.cli.app import app
 from fourfold.orchestrator.models import parse_models
 from fourfold.testing.processes import running
 
@@ -40,9 +44,9 @@ def command_lines_of(program: str) -> list[str]:
 @pytest.mark.parametrize("line", command_lines_of("fourfold"))
 def test_the_command_line_accepts(line: str) -> None:
     """The command and its flags exist and take these values; nothing is run."""
-    from fourfold.cli import app, roles, upscale  # noqa: F401  # each adds its commands to `app`
-
-    root = typer.main.get_command(app.app)
+    for module in pkgutil.iter_modules(fourfold.cli.__path__, "fourfold.cli."):
+        importlib.import_module(module.name)  # each adds its commands to `app`
+    root = typer.main.get_command(app)
     name, *arguments = shlex.split(line)[1:]
     with root.make_context("fourfold", [name, *arguments]) as context:
         _, command, rest = root.resolve_command(context, [name, *arguments])  # type: ignore[attr-defined]
