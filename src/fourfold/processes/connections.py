@@ -168,6 +168,7 @@ class _Connection(TCPServer):  # type: ignore[misc]
         self._patience = patience
         self.is_idle = True  #: no request is open
         self._has_asked = False
+        self._has_left = False
         self.on_idle: Callable[[], None] = lambda: None
 
     def abort(self) -> None:
@@ -184,6 +185,8 @@ class _Connection(TCPServer):  # type: ignore[misc]
             self.is_idle, self._has_asked = event.idle, True
             if event.idle:
                 self.on_idle()
+                if self._has_left:
+                    return
         await super().protocol_send(event)
 
     async def _write(self, data: bytes) -> None:
@@ -203,6 +206,12 @@ class _Connection(TCPServer):  # type: ignore[misc]
                         transport.abort()
         except (ConnectionError, RuntimeError):
             await self.protocol.handle(Closed())
+
+    async def _read_data(self) -> None:
+        """Read until the peer has closed. Then nothing is left to wait for: without this its idle time would be."""
+        await super()._read_data()
+        self._has_left = True
+        await self.idle_task.stop()
 
     async def _close(self) -> None:
         """Close; cut off a peer that does not take the rest."""
