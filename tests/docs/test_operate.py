@@ -1,4 +1,4 @@
-"""docs/operate.md lists what the code logs and counts, and docs/configuration.md is what the settings are."""
+"""docs/operate.md lists what the code logs and counts; other pages of docs/ are what the code is, too."""
 
 import ast
 import re
@@ -60,6 +60,13 @@ def test_every_metric_is_listed() -> None:
     exposed = set(re.findall(r"^# TYPE (\w+) ", Metrics("test").exposition().decode(), re.MULTILINE))
 
     assert {name for name in exposed if not name.endswith("_created")} == set(first_cells(section("Metrics")))
+
+
+def test_every_benchmark_is_listed() -> None:
+    """docs/benchmarks.md says what each answers."""
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+
+    assert [path.name for path in (ROOT / "bench").glob("*.py") if f"`bench/{path.name}`" not in page] == []
 
 
 @pytest.mark.parametrize("page", ["configuration", "openapi"])
