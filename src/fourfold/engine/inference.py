@@ -22,9 +22,6 @@ from fourfold.errors import WorkerFailedError
 BAND_PIXELS: Final = 32_768
 """Input pixels of one band of the tail; half in float32. Smaller: more rows are computed twice. Larger: more memory."""
 
-WARM_PIXELS: Final = 128 * 128
-"""After a tile of up to this size its memory is kept for the next one."""
-
 IsStopped = Callable[[], bool]
 Pause = tuple[()]
 
@@ -35,6 +32,7 @@ class Tuning:
 
     parts: int  #: the pieces of a large tile; each is one step
     small_pixels: int  #: up to this size, margin included, a tile runs in one go; half in float32
+    warm_pixels: int = 0  #: up to this size a tile's memory is kept for the next one; half in float32
 
 
 class Inference:
@@ -51,6 +49,7 @@ class Inference:
         self._body, self._tail = network.cut(tuning.parts)
         bytes_ratio = 1 if is_bf16 else 2
         self._small_pixels = tuning.small_pixels // bytes_ratio
+        self._warm_pixels = tuning.warm_pixels // bytes_ratio
         self._band_pixels = BAND_PIXELS // bytes_ratio
         self._processor = Processor(is_bf16=is_bf16, threads=threads)
         self._body_size = ANY_SIZE
@@ -87,11 +86,11 @@ class Inference:
             self._warm_up()
             (made,) = self._infer(self._whole_model, {self._picture: picture, PEAK: peak}, is_stopped)
             _store(made, result, keep.left, keep.top)
-            if height * width > WARM_PIXELS:
-                self.release()
+            if height * width > self._warm_pixels:
+                self._give_back_whole()
             return result
 
-        self.release()
+        self._give_back_whole()
         made = yield from self._run_body({self._picture: picture}, peak, is_stopped)
         if self._tail is None:
             _store(made, result, keep.left, keep.top)
@@ -104,7 +103,11 @@ class Inference:
         self._processor.stop()
 
     def release(self) -> None:
-        """Give back the memory that was kept for the next tile."""
+        """Give back what was kept for the next tile, but for the model that small ones need."""
+        self._tail_model, self._body_models = None, []
+        self._give_back_whole()
+
+    def _give_back_whole(self) -> None:
         if self._whole_model is not None:
             give_back(self._whole_model)
 

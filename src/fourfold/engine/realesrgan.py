@@ -16,10 +16,10 @@ from fourfold.engine.weights import read_weights
 
 MODEL_TO_TUNING: Final[Mapping[str, Tuning]] = MappingProxyType(
     {
-        "fourfold/realesrgan-x4plus": Tuning(parts=6, small_pixels=65_536),
-        "fourfold/realsr-df2k": Tuning(parts=6, small_pixels=65_536),
-        "fourfold/realesrgan-x4plus-anime": Tuning(parts=2, small_pixels=65_536),
-        "fourfold/realesr-animevideov3": Tuning(parts=1, small_pixels=16_384),
+        "fourfold/realesrgan-x4plus": Tuning(parts=6, small_pixels=65_536, warm_pixels=4_096),
+        "fourfold/realsr-df2k": Tuning(parts=6, small_pixels=65_536, warm_pixels=4_096),
+        "fourfold/realesrgan-x4plus-anime": Tuning(parts=2, small_pixels=32_768, warm_pixels=4_096),
+        "fourfold/realesr-animevideov3": Tuning(parts=1, small_pixels=16_384, warm_pixels=16_384),
     }
 )
 
