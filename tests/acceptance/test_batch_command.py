@@ -223,16 +223,18 @@ def devices_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_several_at_once_through_a_gateway(tmp_path: Path) -> None:
-    """The same batch, somebody else's machine."""
+    """The same batch with the same flags, somebody else's machine."""
     fill(tmp_path / "in", *(f"{number}.png" for number in range(6)))
     (tmp_path / "in/bad.png").write_text("text")
     arguments = ("--data-dir", str(tmp_path / "d"), "--port", "0", "--orchestrator-port", "0")
     with running("up", *arguments) as network:
-        done = upscale("in", "-o", "out", "--gateway", network.ready["gateway"], "--jobs", "3", "--json", cwd=tmp_path)
+        flags = ("--gateway", network.ready["gateway"], "--jobs", "3", "--format", "webp", "--scale", "2", "--compare")
+        done = upscale("in", "-o", "out", *flags, "--json", cwd=tmp_path)
 
     pictures, summary = lines(done)
     assert (done.returncode, summary["done"], summary["failed"]) == (65, 6, 1), done.stderr
-    assert {size(tmp_path / "out" / f"{number}-4x.png") for number in range(6)} == {(48, 36)}
+    assert {size(tmp_path / "out" / f"{number}-4x.webp") for number in range(6)} == {(24, 18)}
+    assert all((tmp_path / "out" / f"{number}-4x-compare.png").is_file() for number in range(6))
     assert len({line["url"] for line in pictures if line["status"] == "done"}) == 6
 
 

@@ -11,13 +11,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from fourfold.cli.plan import Item
 from fourfold.cli.progress import Board, OnProgress
-from fourfold.errors import FourfoldError, InvalidParameterError, StorageFullError
+from fourfold.errors import FourfoldError, InvalidParameterError, StorageFullError, UnreachableError
 
 log = logging.getLogger(__name__)
+
+#: So many times in a row nobody answers before a batch gives up.
+_UNANSWERED: Final = 3
 
 Status = Enum("Status", ["DONE", "SKIPPED", "FAILED"])
 """Written | there already | not to be had."""
@@ -59,13 +62,20 @@ async def run_batch(
 ) -> None:
     """Upscale *items*, *jobs* at once, in their order; tell *on_outcome* of each as it ends.
 
-    To cancel it leaves what is finished and nothing of what is not.
+    To cancel it leaves what is finished and nothing of what is not. Where nobody answers several times in a row, the
+    rest is not tried: that is no matter of one picture, and each may take long to fail.
     """
     waiting = iter(items)
+    unanswered = 0
 
     async def work() -> None:
+        nonlocal unanswered
         for item in waiting:
-            on_outcome(await _one(item, upscale, compare, board))
+            outcome = await _one(item, upscale, compare, board)
+            on_outcome(outcome)
+            unanswered = unanswered + 1 if isinstance(outcome.error, UnreachableError) else 0
+            if unanswered >= _UNANSWERED:
+                return
 
     try:
         async with asyncio.TaskGroup() as group:

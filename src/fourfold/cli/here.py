@@ -7,13 +7,27 @@ from asyncio import to_thread
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fourfold.cli.batch import Upscale
 from fourfold.cli.progress import OnProgress
 from fourfold.cli.wishes import Wishes
-from fourfold.config import Settings
+from fourfold.config import Loaded, Settings
 from fourfold.errors import StorageFullError
+
+#: What a worker refuses from strangers is no danger to the owner of the machine and of the pictures.
+_OWN_LIMITS: Final = {"input_pixels": 100_000_000, "side_px": 2**17}
+_OWN_JOB_TIMEOUT_S: Final = 7 * 86_400.0  #: a large picture takes hours on a CPU
+
+
+def for_own_pictures(loaded: Loaded) -> Settings:
+    """Return the settings with the worker's limits raised that nobody has set."""
+    worker = loaded.settings.worker
+    raised = {name: most for name, most in _OWN_LIMITS.items() if f"worker.limits.{name}" not in loaded.origins}
+    changes: dict[str, Any] = {"limits": worker.limits.model_copy(update=raised)}
+    if "worker.job_timeout_s" not in loaded.origins:
+        changes["job_timeout_s"] = _OWN_JOB_TIMEOUT_S
+    return loaded.settings.model_copy(update={"worker": worker.model_copy(update=changes)})
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fourfold.cli.app import app
 from fourfold.engine import registry
@@ -32,8 +32,8 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         ]
         typer.echo(json.dumps(rows))
         return
-    table = Table("model", "alias", "what it is", "weights", "here")
+    table = Table(Column("model", no_wrap=True), "alias", "here", "what it is; licence of its weights", box=None)
     for card in cards:
         here = "yes" if is_embedded(card) else "no"
-        table.add_row(card.model_id, ", ".join(card.aliases), card.title, card.weights_licence, here)
+        table.add_row(card.model_id, ", ".join(card.aliases), here, f"{card.title}; {card.weights_licence}")
     Console().print(table)

@@ -18,7 +18,7 @@ from fourfold import config
 from fourfold.cli.app import app
 from fourfold.cli.batch import Outcome, Status, is_there, run_batch, split_existing
 from fourfold.cli.compare import comparing
-from fourfold.cli.here import upscaling_here
+from fourfold.cli.here import for_own_pictures, upscaling_here
 from fourfold.cli.inputs import Found, Problem, find, is_picture
 from fourfold.cli.interrupts import until_interrupted
 from fourfold.cli.plan import Item, Naming, Plan, format_of, plan, plan_one
@@ -94,7 +94,7 @@ def upscale(
         raise typer.BadParameter("the suffix is a part of a name; a folder is named with -o", param_hint="--suffix")
     file_format = _format(output_format, output)
     wanted = OutputOptions(file_format, quality, metadata, scale, width, height, fit)
-    settings = config.load(config_file).settings
+    settings = for_own_pictures(config.load(config_file))
     set_up_logging("cli", level="error", style=settings.log.format)
     model_id = registry.resolve_alias(model) if model else None
     if gateway is None:

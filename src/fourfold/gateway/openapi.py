@@ -9,6 +9,7 @@ from typing import Any, Final
 from fourfold import __version__
 from fourfold.config import LimitSettings
 from fourfold.errors import FourfoldError, walk
+from fourfold.imaging import FORMATS, METADATA_CHOICES
 from fourfold.protocol import routes, wire
 
 _LIMITS: Final = LimitSettings()
@@ -59,11 +60,13 @@ def _upscale(path: str) -> dict[str, Any]:
         wire.INPUT_PIXELS_HEADER,
         wire.FEE_HEADER,
         wire.DURATION_HEADER,
+        wire.FIDELITY_HEADER,
     )
     return {
         "operationId": operation,
         "summary": "Upscale an image by four",
-        "description": "The answer comes when the image is done. Closing the connection cancels the job.",
+        "description": "The answer comes when the image is done. Closing the connection cancels the job. A client "
+        "whose Accept names an image type, and prefers it to JSON, gets the image itself and the facts in headers.",
         "tags": ["generate"],
         "parameters": [
             {
@@ -81,7 +84,10 @@ def _upscale(path: str) -> dict[str, Any]:
             "200": {
                 "description": "The image is done",
                 "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in answer_headers},
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ImageResponse"}}},
+                "content": {
+                    "application/json": {"schema": {"$ref": "#/components/schemas/ImageResponse"}},
+                    **_pictures(),
+                },
             },
             **{str(status): {"$ref": f"#/components/responses/Error{status}"} for status in statuses},
         },
@@ -89,23 +95,23 @@ def _upscale(path: str) -> dict[str, Any]:
 
 
 def _stream(method: str) -> dict[str, Any]:
-    png: dict[str, Any] = {"image/png": {"schema": {"type": "string", "format": "binary"}}} if method == "get" else {}
+    pictures = _pictures() if method == "get" else {}
     parameters = [
         {"name": "group", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"}},
         {
             "name": "name",
             "in": "path",
             "required": True,
-            "schema": {"type": "string", "pattern": "^[0-9a-f]{32}\\.png$"},
+            "schema": {"type": "string", "pattern": "^[0-9a-f]{32}\\.(png|jpg|webp|avif|tif)$"},
         },
     ]
     responses: dict[str, Any] = {
-        "200": {"description": "The result", "content": png},
+        "200": {"description": "The result", "content": pictures},
         "304": {"description": "You have it already (If-None-Match)"},
         "404": {"$ref": "#/components/responses/Error404"},
     }
     if method == "get":
-        responses["206"] = {"description": "The part asked for (Range)", "content": png}
+        responses["206"] = {"description": "The part asked for (Range)", "content": pictures}
         responses["416"] = {"description": "The range begins beyond the end", "content": _json("Error")}
     return {
         "operationId": f"{method}Result",
@@ -133,6 +139,10 @@ def _ready() -> dict[str, Any]:
 
 def _options() -> dict[str, Any]:
     return {"summary": "CORS preflight", "tags": ["operation"], "responses": {"204": {"description": "Allowed"}}}
+
+
+def _pictures() -> dict[str, Any]:
+    return {known.media_type: {"schema": {"type": "string", "format": "binary"}} for known in FORMATS.values()}
 
 
 def _json(schema: str) -> dict[str, Any]:
@@ -190,6 +200,7 @@ def _headers() -> dict[str, Any]:
         wire.INPUT_PIXELS_HEADER: ("Pixels of the image that was sent, upright", _integer(minimum=1)),
         wire.FEE_HEADER: ("What the job cost, wei", _integer(minimum=0)),
         wire.DURATION_HEADER: ("From the request's head to the answer, milliseconds", _integer(minimum=0)),
+        wire.FIDELITY_HEADER: ("The answer's `fidelity` as one line of JSON", _text()),
         "Retry-After": ("Seconds after which to try again", _integer(minimum=1)),
     }
     return {name: {"description": text, "schema": schema} for name, (text, schema) in described.items()}
@@ -233,7 +244,10 @@ def _schemas() -> dict[str, Any]:
     image = _object({"nsfw": {"type": "boolean"}, "seed": _integer(), "url": _text(format="uri")})
     return {
         "UpscaleForm": _form(),
-        "ImageResponse": _object({"images": {"type": "array", "items": image, "minItems": 1, "maxItems": 1}}),
+        "ImageResponse": _object(
+            {"images": {"type": "array", "items": image, "minItems": 1, "maxItems": 1}, "fidelity": _fidelity()},
+            required=["images"],
+        ),
         "Error": _object({"detail": _object({"msg": _text()}), "error": error}),
         "HTTPValidationError": _object({"detail": {"type": "array", "items": located}, "error": error}),
         "Models": _object(
@@ -256,6 +270,32 @@ def _schemas() -> dict[str, Any]:
     }
 
 
+def _fidelity() -> dict[str, Any]:
+    """Describe what was done to the image."""
+    texts = {"type": "array", "items": _text()}
+    side = {"format": _text(), "width": _integer(), "height": _integer(), "bits": _integer()}
+    return _object(
+        {
+            "input": _object({**side, "colour": _text(), "frames": _integer()}),
+            "output": _object(side),
+            "oriented": _nullable(_integer(description="The orientation tag that was applied")),
+            "profile": _nullable(_text(description="The embedded profile's name")),
+            "colour": _text(enum=["unchanged", "through sRGB and back", "converted to sRGB"]),
+            "alpha": _text(enum=["none", "opaque", "soft", "hard", "flattened"]),
+            "padded_px": _integer(description="Wrapped around the image for the model, and cropped again"),
+            "tiles": _nullable(_integer(description="Pieces that it was computed in")),
+            "resampled": {"type": "boolean", "description": "Whether the final size is not four times the image's"},
+            "metadata_kept": texts,
+            "metadata_removed": texts,
+            "lr_psnr_db": _nullable({"type": "number", "description": "The result averaged down, against the image"}),
+            "detail_ratio": _nullable(
+                {"type": "number", "description": "Fine structure against a bicubic enlargement"}
+            ),
+            "warnings": texts,
+        }
+    )
+
+
 def _form() -> dict[str, Any]:
     fields = {
         "image": {
@@ -275,5 +315,25 @@ def _form() -> dict[str, Any]:
         "num_inference_steps": _integer(
             minimum=1, maximum=_LIMITS.steps, description="Only for models that work in steps"
         ),
+        "output_format": _text(enum=list(FORMATS), default="png", description="How the result is written"),
+        "quality": _integer(minimum=1, maximum=100, description="Only for jpeg, webp and avif"),
+        "metadata": _text(
+            enum=list(METADATA_CHOICES),
+            default="default",
+            description="EXIF, XMP and IPTC: all but the place (default), all, none, or author and rights alone",
+        ),
+        "scale": {"type": "number", "minimum": 1, "maximum": 4, "description": "Final size relative to the image: 4"},
+        "width": _integer(minimum=1, description="Final width, at most four times the image's"),
+        "height": _integer(minimum=1, description="Final height, at most four times the image's"),
+        "fit": _text(
+            enum=["contain", "exact"],
+            default="contain",
+            description="contain: within width x height, the aspect kept; exact: stretched to it",
+        ),
+        "tileable": {
+            "type": "boolean",
+            "default": False,
+            "description": "The image fits to itself, and is to fit afterwards; its wrapped edges are paid for as well",
+        },
     }
     return _object(fields, required=["image"])

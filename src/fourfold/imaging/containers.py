@@ -1,5 +1,6 @@
 """Checks of a file's structure that libvips leaves undone: is all of it there, and is it no trap."""
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
@@ -10,6 +11,7 @@ PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 #: Comments, profiles and the like together; more is a trap, as some of them are inflated when the header is read.
 _PNG_EXTRA_BYTES: Final = 16 * 2**20
 _PNG_PROFILE_BYTES: Final = 4 * 2**20
+_PNG_DEFLATED: Final = (b"zTXt", b"iTXt", b"iCCP")
 _PNG_CHUNKS: Final = 200_000
 #: TIFF's numbers for BYTE .. DOUBLE and BigTIFF's for 64 bits -> bytes of one.
 _TIFF_SIZES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8}
@@ -43,11 +45,24 @@ def check_png(path: Path) -> None:
                 return
             if name[0] & 0x20:  # not needed to show the picture
                 extra += length
+                if name in _PNG_DEFLATED and extra <= _PNG_EXTRA_BYTES:
+                    extra += _inflated_bytes(file.read(length), most=_PNG_EXTRA_BYTES - extra + 1)
                 if extra > _PNG_EXTRA_BYTES or (name == b"iCCP" and length > _PNG_PROFILE_BYTES):
                     raise ImageTooLargeError(
                         f"the PNG carries more than {_PNG_EXTRA_BYTES} bytes besides its pixels; remove them"
                     )
     raise InvalidImageError(f"the PNG has more than {_PNG_CHUNKS} chunks; write it anew")
+
+
+def _inflated_bytes(content: bytes, *, most: int) -> int:
+    """Return how many bytes the deflated part of a PNG's text or profile becomes, *most* at most."""
+    start = content.find(b"\x78")  # zlib's first byte; the keyword before it may hold an x, which inflates to nothing
+    while start >= 0:
+        try:
+            return len(zlib.decompressobj().decompress(content[start:], most))
+        except zlib.error:
+            start = content.find(b"\x78", start + 1, 100)
+    return 0
 
 
 def check_tiff(path: Path) -> None:

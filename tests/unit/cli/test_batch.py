@@ -9,7 +9,7 @@ import pytest
 from fourfold.cli.batch import Outcome, Status, run_batch, split_existing, whole_or_nothing
 from fourfold.cli.plan import Item
 from fourfold.cli.progress import Board, OnProgress
-from fourfold.errors import InvalidImageError, InvalidParameterError, StorageFullError
+from fourfold.errors import InvalidImageError, InvalidParameterError, StorageFullError, UnreachableError
 
 
 @pytest.fixture
@@ -56,6 +56,21 @@ async def test_an_accident_stops_no_other_either(items: list[Item]) -> None:
         raise ZeroDivisionError("by zero")
 
     assert [o.error.code for o in await run(items, upscale=broken) if o.error] == ["internal"] * 3
+
+
+async def test_a_gateway_that_does_not_answer_is_not_asked_for_ever(items: list[Item]) -> None:
+    """Three times in a row it has gone; one that answers in between has not."""
+
+    async def silent(source: Path, target: Path, on_progress: OnProgress) -> dict[str, Any]:
+        raise UnreachableError("nobody there")
+
+    async def shaky(source: Path, target: Path, on_progress: OnProgress) -> dict[str, Any]:
+        if source.name != "c":
+            raise UnreachableError("nobody there")
+        return {}
+
+    assert len(await run(items * 5, upscale=silent)) == 3
+    assert len(await run(items * 5, upscale=shaky)) == 15
 
 
 async def test_several_are_done_at_once_and_no_more(items: list[Item]) -> None:
