@@ -73,18 +73,13 @@ def test_operations_have_unique_names() -> None:
     assert all(re.fullmatch("[a-zA-Z]+", name) for name in names)
 
 
-def test_the_form_is_livepeers() -> None:
-    """Six fields, one of them required."""
+def test_the_form_is_livepeers_and_ours() -> None:
+    """Livepeer's six fields, one of them required, and ours, all of them optional."""
     form = DOCUMENT["components"]["schemas"]["UpscaleForm"]
 
-    assert set(form["properties"]) == {
-        "image",
-        "prompt",
-        "model_id",
-        "safety_check",
-        "seed",
-        "num_inference_steps",
-    }
+    livepeers = {"image", "prompt", "model_id", "safety_check", "seed", "num_inference_steps"}
+    ours = {"output_format", "quality", "metadata", "scale", "width", "height", "fit", "tileable"}
+    assert set(form["properties"]) == livepeers | ours
     assert form["required"] == ["image"]
     assert form["properties"]["seed"]["maximum"] == wire.MAX_WIRE_SEED
 
