@@ -17,7 +17,7 @@ from fourfold.engine.graph import ANY_SIZE, PEAK
 from fourfold.engine.openvino_cpu import Arrays, Processor, give_back
 from fourfold.engine.pieces import Network, Piece
 from fourfold.engine.tiling import Box
-from fourfold.errors import WorkerFailedError
+from fourfold.errors import WorkerError
 
 BAND_PIXELS: Final = 32_768
 """Input pixels of one band of the tail; half in float32. Smaller: more rows are computed twice. Larger: more memory."""
@@ -75,6 +75,7 @@ class Inference:
 
         Raises:
             CancelledByClientError: *is_stopped* said so.
+            OutOfMemoryError: there is no memory left for it.
             WorkerFailedError: OpenVINO failed, or ``stop`` was called.
             ModelUnavailableError: OpenVINO cannot compile the network for this size.
         """
@@ -179,7 +180,7 @@ class Inference:
         """
         try:
             return self._processor.run(model, inputs, is_stopped=is_stopped)
-        except WorkerFailedError:
+        except WorkerError:
             self._whole_model, self._tail_model, self._body_models = None, None, []
             raise
 

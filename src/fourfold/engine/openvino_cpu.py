@@ -3,7 +3,7 @@
 import ctypes
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import openvino as ov
@@ -11,7 +11,18 @@ from numpy.typing import NDArray
 
 from fourfold.engine.graph import build_model
 from fourfold.engine.pieces import Piece
-from fourfold.errors import CancelledByClientError, ModelUnavailableError, WorkerFailedError
+from fourfold.errors import (
+    CancelledByClientError,
+    ModelUnavailableError,
+    OutOfMemoryError,
+    WorkerError,
+    WorkerFailedError,
+)
+
+_NO_MEMORY: Final = ("Failed to allocate", "bad_alloc", "Resource temporarily unavailable")
+"""OpenVINO raises RuntimeError for everything; these words in it mean memory (the last one: for a thread's stack)."""
+
+_TEXT_LENGTH: Final = 300
 
 Arrays = Mapping[str, NDArray[np.float32]]
 
@@ -33,17 +44,23 @@ class Processor:
         self._running: Any = None
 
     def compile(self, piece: Piece, size: tuple[int, int], *, is_last: bool) -> Any:
-        """Return the model of *piece*, see `build_model`; raises ModelUnavailableError if OpenVINO refuses."""
+        """Return the model of *piece*, see `build_model`.
+
+        Raises:
+            OutOfMemoryError: there is no memory left for it.
+            ModelUnavailableError: OpenVINO refuses it.
+        """
         try:
             return self._core.compile_model(build_model(piece, size=size, is_last=is_last), "CPU", self._properties)
         except RuntimeError as exc:
-            raise ModelUnavailableError(f"OpenVINO cannot compile the network: {exc}") from exc
+            raise _translated(exc, ModelUnavailableError, "OpenVINO cannot compile the network") from exc
 
     def run(self, model: Any, inputs: Arrays, *, is_stopped: Callable[[], bool]) -> list[NDArray[np.float32]]:
         """Return the outputs of *model*: of one for any size, only until it runs again or its memory is given back.
 
         Raises:
             CancelledByClientError: *is_stopped*, asked at the last moment, said so; *model* has not run.
+            OutOfMemoryError: there is no memory left for it; *model* must not be used again.
             WorkerFailedError: OpenVINO failed, or ``stop`` came; *model* must not be used again.
         """
         request = model.create_infer_request()
@@ -60,7 +77,7 @@ class Processor:
         try:
             request.wait()
         except RuntimeError as exc:
-            raise WorkerFailedError(f"OpenVINO failed: {exc}") from exc
+            raise _translated(exc, WorkerFailedError, "OpenVINO failed") from exc
         finally:
             with self._lock:
                 self._running = None
@@ -71,6 +88,14 @@ class Processor:
         with self._lock:
             if self._running is not None:
                 self._running.cancel()
+
+
+def _translated(exc: RuntimeError, otherwise: type[WorkerError], what: str) -> WorkerError:
+    """Return our error for *exc*: its text is many lines, of which the last ones say what happened."""
+    text = " ".join(str(exc).split())[-_TEXT_LENGTH:]
+    if any(words in text for words in _NO_MEMORY):
+        return OutOfMemoryError(f"{what}, for want of memory: {text}")
+    return otherwise(f"{what}: {text}")
 
 
 def give_back(model: Any) -> None:
