@@ -4,11 +4,10 @@ import asyncio
 import logging
 
 from fourfold.compose.common import Announce
-from fourfold.compose.orchestrator import sold_models
+from fourfold.compose.models import sold_models
 from fourfold.config import Settings, to_json
 from fourfold.errors import ConfigError
 from fourfold.processes.role import RoleProcess, announce_ready
-from fourfold.processes.serving import listen
 
 log = logging.getLogger(__name__)
 
@@ -17,20 +16,21 @@ async def run_up(settings: Settings, stop: asyncio.Event, announce: Announce = a
     """Run every role as a process of its own; start again what dies. Shutdown: the gateway first, then the others."""
     sold_models(settings.orchestrator.models)  # a wrong file is told here, once, before anything starts
     settings = _with_ports(settings)
-    async with _role("orchestrator", settings, settings.orchestrator.drain_s) as orchestrator:
-        if not await _ready_or_stopped(orchestrator, stop):
-            return
-        seller = f"https://{_reachable(settings.orchestrator.host)}:{settings.orchestrator.port}"
-        sellers = (seller, *settings.gateway.orchestrators)
-        ours = settings.model_copy(update={"gateway": settings.gateway.model_copy(update={"orchestrators": sellers})})
-        async with _role("gateway", ours, settings.gateway.drain_s) as gateway:
-            if not await _ready_or_stopped(gateway, stop):
+    seller = f"https://{_reachable(settings.orchestrator.host)}:{settings.orchestrator.port}"
+    sellers = (seller, *settings.gateway.orchestrators)
+    ours = settings.model_copy(update={"gateway": settings.gateway.model_copy(update={"orchestrators": sellers})})
+    async with (
+        _role("orchestrator", settings, settings.orchestrator.drain_s) as orchestrator,
+        _role("gateway", ours, settings.gateway.drain_s) as gateway,  # beside it: most of a start is imports
+    ):
+        for role in (orchestrator, gateway):
+            if not await _ready_or_stopped(role, stop):
                 return
-            url = f"http://{_reachable(settings.gateway.host)}:{settings.gateway.port}"
-            announce({"role": "up", "gateway": url, "orchestrator": seller})
-            await _first_of(stop, orchestrator.gave_up, gateway.gave_up)
-            if not stop.is_set():
-                raise ConfigError("a role cannot run any more; its own message stands above")
+        url = f"http://{_reachable(settings.gateway.host)}:{settings.gateway.port}"
+        announce({"role": "up", "gateway": url, "orchestrator": seller})
+        await _first_of(stop, orchestrator.gave_up, gateway.gave_up)
+        if not stop.is_set():
+            raise ConfigError("a role cannot run any more; its own message stands above")
 
 
 def _role(name: str, settings: Settings, drain_s: float) -> RoleProcess:
@@ -65,6 +65,8 @@ async def _first_of(*events: asyncio.Event) -> None:
 
 def _with_ports(settings: Settings) -> Settings:
     """Settle on real ports where 0 asks for free ones: a role that is started again must come back where it was."""
+    from fourfold.processes.serving import listen  # late: loading the server would delay the roles' start
+
     gateway, orchestrator = settings.gateway, settings.orchestrator
     # Both at once, so that the two cannot be given the same one.
     with listen(gateway.host, gateway.port) as one, listen(orchestrator.host, orchestrator.port) as other:

@@ -5,18 +5,16 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from pydantic import SecretStr
 
-from fourfold.compose.common import Announce, background, drains, embedded_cards, sweep_forever
+from fourfold.compose.common import Announce, background, drains, sweep_forever
+from fourfold.compose.models import sold_models
 from fourfold.config import Settings, to_json
-from fourfold.engine.registry import DEFAULT_MODEL
-from fourfold.errors import ConfigError
 from fourfold.imaging import Codec
 from fourfold.orchestrator.app import create_app
-from fourfold.orchestrator.models import ModelConfig, parse_models
+from fourfold.orchestrator.models import ModelConfig
 from fourfold.orchestrator.workers import Endpoint, Workers, external_endpoints, own_models
 from fourfold.processes.lock import FolderLock
 from fourfold.processes.role import RoleProcess, announce_ready
@@ -27,23 +25,6 @@ from fourfold.results import FilesystemStore
 from fourfold.telemetry import Metrics
 
 _ANY_HOST: Final = frozenset({"0.0.0.0", "::"})  # compared with, not bound to
-
-
-def sold_models(path: Path | None) -> tuple[ModelConfig, ...]:
-    """Return what is sold: the entries of the file, else every embedded model with the default one warm.
-
-    Raises: ConfigError if the file cannot be read or is wrong.
-    """
-    if path is None:
-        return tuple(
-            ModelConfig(pipeline=PIPELINE, model_id=model_id, warm=model_id == DEFAULT_MODEL)
-            for model_id in embedded_cards()
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"cannot read the models file {path}: {exc}") from exc
-    return parse_models(text, source=str(path))
 
 
 @dataclass(frozen=True, slots=True)

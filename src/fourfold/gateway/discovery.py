@@ -28,6 +28,8 @@ _PENALTY_S: Final = 30.0
 _LAST_PART: Final = 0.1
 #: Pause before an orchestrator that did not answer is asked once more, and then forgotten until it answers again.
 _SECOND_LOOK_S: Final = 1.0
+#: A gateway that has just started may have started before its orchestrators: it looks this often without a long pause.
+_EAGER_ROUNDS: Final = 30
 #: Weight of the newest job in the mean speed of an orchestrator.
 _NEWEST_WEIGHT: Final = 0.3
 
@@ -187,7 +189,8 @@ class Discovery:
                 log.exception("discovery_failed", extra={"orchestrator": str(peer.url)})
             if all(p.rounds for p in self._peers.values()):
                 self.first_round.set()
-            pause_s = min(_SECOND_LOOK_S, self._interval_s) if peer.failures == 1 else self._interval_s
+            is_soon = peer.failures == 1 or (peer.rounds < _EAGER_ROUNDS and not self.first_offer.is_set())
+            pause_s = min(_SECOND_LOOK_S, self._interval_s) if is_soon else self._interval_s
             try:
                 async with asyncio.timeout(pause_s):
                     await peer.wake.wait()

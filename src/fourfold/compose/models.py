@@ -1,0 +1,26 @@
+"""What an orchestrator sells; a module of its own, so that ``fourfold up`` can check it without loading the role."""
+
+from pathlib import Path
+
+from fourfold.compose.common import embedded_cards
+from fourfold.engine.registry import DEFAULT_MODEL
+from fourfold.errors import ConfigError
+from fourfold.orchestrator.models import ModelConfig, parse_models
+from fourfold.protocol.wire import PIPELINE
+
+
+def sold_models(path: Path | None) -> tuple[ModelConfig, ...]:
+    """Return what is sold: the entries of the file, else every embedded model with the default one warm.
+
+    Raises: ConfigError if the file cannot be read or is wrong.
+    """
+    if path is None:
+        return tuple(
+            ModelConfig(pipeline=PIPELINE, model_id=model_id, warm=model_id == DEFAULT_MODEL)
+            for model_id in embedded_cards()
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"cannot read the models file {path}: {exc}") from exc
+    return parse_models(text, source=str(path))
