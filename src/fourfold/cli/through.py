@@ -22,13 +22,18 @@ async def upscaling_through(gateway: str, wishes: Wishes, *, model_id: str | Non
         async def upscale(source: Path, target: Path, on_progress: OnProgress) -> dict[str, Any]:
             done = await client.upscale(source, **options)
             await client.download(done, target, on_progress=lambda got, total: on_progress(got, total or got))
-            return {
+            facts = {
                 "model_id": done.model_id,
                 "seed": done.seed,
                 "nsfw": done.nsfw,
                 "fee_wei": done.fee_wei,
                 "url": done.url,
             }
+            if done.fidelity is None:
+                return facts
+            output = done.fidelity.get("output", {})
+            size = {side: output[side] for side in ("width", "height") if side in output}
+            return {**facts, **size, "fidelity": done.fidelity}
 
         yield upscale
 

@@ -56,6 +56,14 @@ class Options(TypedDict, total=False):
     seed: int
     num_inference_steps: int
     safety_check: bool
+    output_format: str  #: png | jpeg | webp | avif | tiff
+    quality: int  #: 1 to 100, of the lossy formats
+    metadata: str  #: default | keep | strip | copyright
+    scale: float  #: 1 to 4
+    width: int  #: of the result, pixels
+    height: int  #: of the result, pixels
+    fit: str  #: contain | exact
+    tileable: bool  #: the edges are to meet when the result is laid side by side
     request_id: str  #: your own name for the request, in the logs and in the answer
 
 
@@ -72,6 +80,7 @@ class Upscaled:
     fee_wei: int | None
     duration_ms: int | None
     request_id: str | None
+    fidelity: dict[str, Any] | None = None  #: what was done to the picture, and how near to it the result is
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,7 @@ def upscale(image: Image, options: Options) -> Flow[Upscaled]:
         fee_wei=_number(reply, wire.FEE_HEADER),
         duration_ms=_number(reply, wire.DURATION_HEADER),
         request_id=reply.headers.get(wire.REQUEST_ID_HEADER.lower()),
+        fidelity=body["fidelity"] if isinstance(body.get("fidelity"), dict) else None,
     )
 
 
