@@ -23,6 +23,7 @@ _RUN_ID = uuid.uuid4().hex
 #: An ended process may need a moment to be gone.
 _GRACE_S = 5.0
 _FOLDER = Path(tempfile.mkdtemp(prefix="fourfold-tests-"))
+_KEPT_S = 24 * 3600  #: how long the folder of a failed run is kept
 _PROBLEMS = pytest.StashKey[list[str]]()
 
 
@@ -50,6 +51,13 @@ def _scrub(environ: "os._Environ[str]") -> None:
 _scrub(os.environ)
 hypothesis.settings.register_profile("fourfold", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("fourfold")
+
+
+def pytest_configure() -> None:
+    """Remove what failed or killed runs of earlier days left."""
+    for folder in _FOLDER.parent.glob("fourfold-tests-*"):
+        if time.time() - folder.stat().st_mtime > _KEPT_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
