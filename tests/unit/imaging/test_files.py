@@ -261,3 +261,27 @@ def test_random_damage_never_raises_anything_but_our_errors(make_picture, tmp_pa
                 assert exc.code in ("invalid_image", "unsupported_format", "image_too_large")
             else:
                 assert read(prepared.path).size == (prepared.width, prepared.height)
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.6, 0.95, 0.999])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "jpeg"])
+def test_a_truncated_tiff_is_refused(tmp_path: Path, keep: float, compression: str | None) -> None:
+    """Libtiff fills in what is missing, so its strips are held against the file's size before."""
+    pixels = np.random.default_rng(3).integers(0, 256, (150, 200, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", compression=compression)
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(data[: int(len(data) * keep)])
+
+    assert files.prepare(tmp_path / "a.tif", tmp_path, LIMITS).width == 200
+    with pytest.raises(InvalidImageError):
+        files.prepare(tmp_path / "cut.tif", tmp_path, LIMITS)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_whose_directory_is_nowhere_is_refused(tmp_path: Path, order: str) -> None:
+    """Found by the fuzzer: an offset beyond what a file can have."""
+    head = (b"II+\0\x08\0\0\0" if order == "<" else b"MM\0+\0\x08\0\0") + b"\xff" * 8
+    (tmp_path / "a.tif").write_bytes(head + bytes(100))
+
+    with pytest.raises(InvalidImageError, match="outside the file"):
+        formats.inspect(tmp_path / "a.tif", LIMITS)
