@@ -114,6 +114,6 @@ async def fuzz(count: int, seed: int, folder: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    numbers = [int(text) for text in sys.argv[1:]]
+    count, seed = ([int(text) for text in sys.argv[1:]] + [10_000, 1][len(sys.argv) - 1 :])[:2]
     with tempfile.TemporaryDirectory() as place:
-        print(json.dumps(asyncio.run(fuzz(*(numbers + [10_000, 1][len(numbers) :]), Path(place)))))  # type: ignore[arg-type]
+        print(json.dumps(asyncio.run(fuzz(count, seed, Path(place)))))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from fourfold import config
 from fourfold.cli.app import app
 from fourfold.cli.batch import Compare, whole_or_nothing
+from fourfold.cli.inputs import true_path
 from fourfold.cli.text import printable
 from fourfold.config import LimitSettings, Settings
 from fourfold.errors import InvalidParameterError, NotFoundError
@@ -35,9 +37,9 @@ def compare(
     settings = config.load(config_file).settings
     set_up_logging("cli", level="error", style=settings.log.format)
     for path in (first, second):
-        if not path.is_file():
+        if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
             raise NotFoundError(f"no picture at {path}; expected the path of an image file")
-        if output is not None and output.resolve() == path.resolve():
+        if output is not None and true_path(output) == true_path(path):
             raise InvalidParameterError(f"the comparison would overwrite {path}; choose another -o")
     facts = asyncio.run(_compare(settings, first, second, output))
     typer.echo(json.dumps(facts) if as_json else _sentences(facts))

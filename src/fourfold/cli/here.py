@@ -1,6 +1,7 @@
 """Upscale on this machine: one worker, whose model stays loaded, for all pictures."""
 
 import itertools
+import os
 import secrets
 import shutil
 from asyncio import to_thread
@@ -36,7 +37,7 @@ async def upscaling_here(settings: Settings, wishes: Wishes, *, model_id: str, j
     from fourfold.compose.worker import local_worker
     from fourfold.worker.orders import WorkOrder
 
-    room = settings.worker.model_copy(update={"capacity": jobs, "codec_processes": jobs})
+    room = settings.worker.model_copy(update={"capacity": jobs, "codec_processes": min(jobs, os.cpu_count() or 1)})
     numbers = itertools.count()
     async with local_worker(settings.model_copy(update={"worker": room}), model_id) as worker:
 

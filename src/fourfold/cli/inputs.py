@@ -64,6 +64,11 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
 
 
+def true_path(path: Path) -> Path:
+    """Return where *path* leads, links followed; the file may not exist, and a loop of links leads to itself."""
+    return Path(os.path.realpath(path))
+
+
 def _in_folder(folder: Path, root: Path, problems: list[Problem], *, recursive: bool) -> Iterator[Found]:
     """Yield the pictures in *folder* by name, then, if *recursive*, those of each folder in it."""
 

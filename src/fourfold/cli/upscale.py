@@ -19,7 +19,7 @@ from fourfold.cli.app import app
 from fourfold.cli.batch import Outcome, Status, is_there, run_batch, split_existing
 from fourfold.cli.compare import comparing
 from fourfold.cli.here import for_own_pictures, upscaling_here
-from fourfold.cli.inputs import Found, Problem, find, is_picture
+from fourfold.cli.inputs import Found, Problem, find, is_picture, true_path
 from fourfold.cli.interrupts import until_interrupted
 from fourfold.cli.plan import Item, Naming, Plan, format_of, plan, plan_one
 from fourfold.cli.progress import board
@@ -111,7 +111,7 @@ def upscale(
     found, problems = find(images, recursive=recursive)
     is_one = len(images) == 1 and len(found) + len(problems) == 1 and all(one.named for one in found)
     naming = Naming(suffix=suffix, extension=FORMATS[file_format].suffix, folder=Path(output) if output else None)
-    todo = _plan(found, problems, naming, goes_into_folder=not is_one or _is_folder(output))
+    todo = _plan(found, problems, naming, names_file=not _is_folder(output), is_one=is_one)
     if is_one:
         status = _do_one(todo.items[0], order, as_json=as_json, quiet=quiet, skip_existing=skip_existing)
     else:
@@ -136,20 +136,23 @@ def _format(wanted: str | None, output: str | None) -> str:
 
 def _is_folder(output: str | None) -> bool:
     """Whether *output* is a folder, or is written like one."""
-    return output is not None and (output.endswith(("/", os.sep)) or Path(output).is_dir())
+    return output is not None and (output.endswith(("/", os.sep)) or os.path.isdir(output))
 
 
-def _plan(found: Sequence[Found], problems: Sequence[Problem], naming: Naming, *, goes_into_folder: bool) -> Plan:
+def _plan(
+    found: Sequence[Found], problems: Sequence[Problem], naming: Naming, *, names_file: bool, is_one: bool
+) -> Plan:
     """Return what is to be done. Raises: NotFoundError if there is nothing; InvalidParameterError."""
     if not found and len(problems) == 1:
         raise problems[0].error
     if not found and not problems:
         raise NotFoundError("no picture there; expected image files, folders of them, or patterns")
-    if naming.folder is not None and not goes_into_folder:
-        return plan_one(found[0].path, naming.folder, resolve=Path.resolve)
-    if naming.folder is not None and naming.folder.is_file():
-        raise InvalidParameterError(f"{naming.folder} is a file; the results of several pictures need a folder")
-    return plan(found, naming, resolve=Path.resolve)
+    folder = naming.folder
+    if folder is not None and is_one and names_file:
+        return plan_one(found[0].path, folder, resolve=true_path)
+    if folder is not None and names_file and (format_of(folder) or os.path.isfile(folder)):
+        raise InvalidParameterError(f"{folder} is a file or is called like one; several pictures need a folder")
+    return plan(found, naming, resolve=true_path)
 
 
 def _do_one(item: Item, order: _Order, *, as_json: bool, quiet: bool, skip_existing: bool) -> int:

@@ -89,10 +89,12 @@ def _first_directory(file: BinaryIO, size: int) -> Iterator[tuple[int, list[int]
     is_big = int.from_bytes(head[2:4], order) == 43
     word, entry_bytes, count_bytes = (8, 20, 8) if is_big else (4, 12, 2)
     start = int.from_bytes(head[8:16] if is_big else head[4:8], order)
+    if not 0 < start < size:
+        raise InvalidImageError("the TIFF is damaged: its directory lies outside the file")
     file.seek(start)
     count = int.from_bytes(file.read(count_bytes), order)
-    if start == 0 or not 0 < count <= _TIFF_ENTRIES:
-        raise InvalidImageError("the TIFF is damaged: its directory is nowhere, or far too long")
+    if not 0 < count <= _TIFF_ENTRIES:
+        raise InvalidImageError("the TIFF is damaged: its directory is empty, or far too long")
     entries = file.read(count * entry_bytes)
     if len(entries) != count * entry_bytes:
         raise InvalidImageError("the TIFF is incomplete: it ends in its directory; send the whole file")
@@ -106,6 +108,6 @@ def _first_directory(file: BinaryIO, size: int) -> Iterator[tuple[int, list[int]
             raise InvalidImageError("the TIFF is damaged: its list of parts is longer than the file")
         data = entry[4 + word :]
         if values * each > word:
-            file.seek(int.from_bytes(data, order))
+            file.seek(min(int.from_bytes(data, order), size))
             data = file.read(values * each)
         yield tag, [int.from_bytes(data[j * each : (j + 1) * each], order) for j in range(values)]

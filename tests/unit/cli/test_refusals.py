@@ -40,6 +40,8 @@ def fourfold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fourfo
         (["a.png", "-o", "./a.png"], 65, "overwrite itself"),
         (["a.png", "-o", "link.png"], 65, "overwrite itself"),
         (["a.png", "b.png", "-o", "a.jpg"], 65, "need a folder"),
+        (["a.png", "b.png", "-o", "new.png"], 65, "need a folder"),
+        (["x" * 300 + ".png"], 65, "no picture at xxx"),
         (["empty"], 65, "no picture there"),
         (["*.gif"], 65, "no picture matches *.gif"),
         (["a.png", "b.png", "--model", "no/such"], 65, "no/such"),
@@ -64,6 +66,7 @@ def test_what_cannot_be_done_is_refused_before_the_work(
     for name in ("a.png", "a.jpg", "b.png"):
         (tmp_path / name).write_bytes(png())
     (tmp_path / "link.png").symlink_to("a.png")
+    (tmp_path / "b-4x.png").symlink_to("b-4x.png")  # leads nowhere
     (tmp_path / "empty").mkdir()
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 

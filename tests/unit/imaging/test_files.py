@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pyvips
 from PIL import Image
 
 from fourfold.config import LimitSettings
@@ -14,7 +15,7 @@ from fourfold.errors import (
     InvalidImageError,
     UnsupportedFormatError,
 )
-from fourfold.imaging import Canvas, Recipe, files, formats
+from fourfold.imaging import Canvas, Measures, Recipe, describe, files, formats
 
 LIMITS = LimitSettings()
 
@@ -261,3 +262,65 @@ def test_random_damage_never_raises_anything_but_our_errors(make_picture, tmp_pa
                 assert exc.code in ("invalid_image", "unsupported_format", "image_too_large")
             else:
                 assert read(prepared.path).size == (prepared.width, prepared.height)
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.6, 0.95, 0.999])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "jpeg"])
+def test_a_truncated_tiff_is_refused(tmp_path: Path, keep: float, compression: str | None) -> None:
+    """Libtiff fills in what is missing, so its strips are held against the file's size before."""
+    pixels = np.random.default_rng(3).integers(0, 256, (150, 200, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", compression=compression)
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(data[: int(len(data) * keep)])
+
+    assert files.prepare(tmp_path / "a.tif", tmp_path, LIMITS).width == 200
+    with pytest.raises(InvalidImageError):
+        files.prepare(tmp_path / "cut.tif", tmp_path, LIMITS)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_whose_directory_is_nowhere_is_refused(tmp_path: Path, order: str) -> None:
+    """Found by the fuzzer: an offset beyond what a file can have."""
+    head = (b"II+\0\x08\0\0\0" if order == "<" else b"MM\0+\0\x08\0\0") + b"\xff" * 8
+    (tmp_path / "a.tif").write_bytes(head + bytes(100))
+
+    with pytest.raises(InvalidImageError, match="outside the file"):
+        formats.inspect(tmp_path / "a.tif", LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40), "HEIC"),
+        (b"\xff\x0a" + bytes(40), "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), "JPEG XL"),
+        (b"BM" + bytes(60), "BMP"),
+    ],
+)
+def test_known_formats_that_are_not_read_are_named(tmp_path: Path, head: bytes, name: str) -> None:
+    """415 with the format's own name, and what to send instead."""
+    (tmp_path / "a").write_bytes(head)
+
+    with pytest.raises(UnsupportedFormatError, match=f"^{name} is not read here .* send PNG"):
+        formats.inspect(tmp_path / "a", LIMITS)
+
+
+def test_of_an_animation_the_first_frame_is_taken_and_the_reply_says_so(upscaling, tmp_path: Path) -> None:
+    """Three frames, of which the first is red."""
+    frames = [Image.new("RGB", (10, 8), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=50)
+
+    opened, written = upscaling.upscale(tmp_path / "a.gif", tmp_path / "out.png")
+
+    assert read(tmp_path / "out.png").convert("RGB").getpixel((5, 5)) == (255, 0, 0)
+    said = describe(opened.recipe, written, Measures(), format_name="png")
+    assert said.warnings == ("only the first of 3 frames was upscaled",)
+
+
+@pytest.mark.parametrize("format_", ["float", "uint", "short"])
+def test_samples_that_are_no_pictures_are_refused(tmp_path: Path, format_: str) -> None:
+    """Measurements in a TIFF: 415, not a guess."""
+    pyvips.Image.black(9, 9, bands=3).cast(format_).tiffsave(str(tmp_path / "a.tif"))
+
+    with pytest.raises(UnsupportedFormatError, match="8 or 16 bits"):
+        formats.inspect(tmp_path / "a.tif", LIMITS)

@@ -192,7 +192,7 @@ def test_metadata_goes_into_a_result_without_touching_its_pixels(upscaling, tmp_
 
 
 def test_lanczos_is_near_and_invents_little(upscaling, tmp_path: Path) -> None:
-    """About 1.3 times bicubic's structure, as measured before (peers_and_users 3.1); black and noise are far off."""
+    """As much structure as bicubic has, to a tenth; black is far off and has none."""
     opened, _ = upscaling.upscale(PHOTO, tmp_path / "out.png")
     width, height = opened.canvas.width * 4, opened.canvas.height * 4
 
@@ -201,7 +201,7 @@ def test_lanczos_is_near_and_invents_little(upscaling, tmp_path: Path) -> None:
     black = files.verify(tmp_path / "black.png", width, height, PHOTO)
 
     assert near.lr_psnr_db is not None and near.lr_psnr_db > 36
-    assert near.detail_ratio == pytest.approx(1.3, abs=0.15)
+    assert near.detail_ratio == pytest.approx(1.0, abs=0.1)
     assert black.lr_psnr_db is not None and black.lr_psnr_db < 15 and black.detail_ratio == 0
 
 
