@@ -5,6 +5,7 @@ of the run a process that outlived its test, a file left in the folder for tempo
 that CI is meant to run each fail the run.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -56,8 +57,9 @@ hypothesis.settings.load_profile("fourfold")
 def pytest_configure() -> None:
     """Remove what failed or killed runs of earlier days left."""
     for folder in _FOLDER.parent.glob("fourfold-tests-*"):
-        if time.time() - folder.stat().st_mtime > _KEPT_S:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another run may be ending
+            if time.time() - folder.stat().st_mtime > _KEPT_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

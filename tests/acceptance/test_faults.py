@@ -67,6 +67,10 @@ def find(network: Running, who: str) -> list[psutil.Process]:
 
 
 def is_computing(network: Running) -> bool:
+    """Whether the gateway has given its one job away and the child computes: a model that loads is no job."""
+    told = httpx2.get(f"{network.ready['gateway']}/metrics").text
+    if not all(f'{m}{{role="gateway"}} {n}' in told for m, n in (("in_flight", "1.0"), ("queued", "0.0"))):
+        return False
     children = find(network, "child")
     try:
         return bool(children) and children[0].cpu_percent(0.1) > 10

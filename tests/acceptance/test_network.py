@@ -105,6 +105,13 @@ def is_running_a_job(network: Running) -> bool:
     return bool(children) and children[0].cpu_percent(0.1) > 10
 
 
+def has_a_job_running(network: Running) -> bool:
+    """Whether the child computes and the gateway has given a job away: a model that loads is no job."""
+    told = httpx2.get(f"{network.ready['gateway']}/metrics").text
+    is_given = all(f'{m}{{role="gateway"}} {n}' in told for m, n in (("in_flight", "1.0"), ("queued", "0.0")))
+    return is_given and is_running_a_job(network)
+
+
 def test_a_picture_goes_through_and_comes_back_four_times_larger(network: Running) -> None:
     """The whole path, as with curl."""
     reply = post(network.ready["gateway"], png(33, 21), model_id=SLOW, safety_check="true", seed="0")
@@ -134,7 +141,7 @@ def test_pictures_keep_grey_and_alpha(network: Running, mode: str, kind: str) ->
 def test_a_killed_child_costs_time_not_the_picture(network: Running, number: int) -> None:
     """The job is retried, the next one works."""
     job = Job(network.ready["gateway"])
-    wait_until(lambda: is_running_a_job(network))
+    wait_until(lambda: has_a_job_running(network))
     network.descendants("fourfold.worker.child")[0].send_signal(number)
 
     assert download(job.done()).size == (3600, 3600)
@@ -144,7 +151,7 @@ def test_a_killed_child_costs_time_not_the_picture(network: Running, number: int
 def test_a_killed_worker_costs_time_not_the_picture(network: Running) -> None:
     """The orchestrator starts it again; everything it owned has gone with it."""
     job = Job(network.ready["gateway"])
-    wait_until(lambda: is_running_a_job(network))
+    wait_until(lambda: has_a_job_running(network))
     worker = network.descendants("worker", "--supervised")[0] if network.descendants("worker") else None
     assert worker is not None
     orphans = worker.children(recursive=True)
@@ -194,7 +201,7 @@ def test_a_stop_lets_the_open_job_finish_and_leaves_nothing(tmp_path: Path, numb
     """Drain: the client gets its picture, every process ends, the exit status is 0."""
     with up(tmp_path) as network:
         job = Job(network.ready["gateway"], size=600)
-        wait_until(lambda: is_running_a_job(network))
+        wait_until(lambda: has_a_job_running(network))
         family = psutil.Process(network.process.pid).children(recursive=True)
         status = network.stop(number)
 
