@@ -5,6 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from pydantic import SecretStr
@@ -58,6 +59,7 @@ async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics:
             "warm": tuple(dict.fromkeys(model.model_id for model in models if model.warm)),
             "auth_token": SecretStr(token),
             "capacity": capacity,
+            "model_paths": settings.worker.model_paths | {m.model_id: Path(m.path) for m in models if m.path},
         }
     )
     process = RoleProcess(
@@ -75,7 +77,7 @@ async def run_orchestrator(settings: Settings, stop: asyncio.Event, announce: An
     """Serve gateways. Shutdown: refuse new jobs, finish the open ones, then the worker."""
     ours = settings.orchestrator
     folder = settings.data_dir / "orchestrator"
-    models = sold_models(ours.models)
+    models = sold_models(ours.models, settings.worker.model_paths)
     metrics = Metrics("orchestrator")
     with listen(ours.host, ours.port) as sock, FolderLock(folder):
         host = (ours.service_addr or "").rpartition(":")[0] or ("localhost" if ours.host in _ANY_HOST else ours.host)
