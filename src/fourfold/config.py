@@ -104,7 +104,9 @@ class WorkerSettings(Section):
     model_paths: dict[str, Path] = Field({}, description="model_id -> folder with its files; else the hub's cache")
     auth_token: SecretStr | None = Field(None, description="Bearer token that callers must send")
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="cpu, cuda:0; auto: the first GPU that torch sees, if any"
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="cpu, cuda:0; auto: the first GPU that torch sees, if any",
     )
     threads: int = Field(0, ge=0, description="Threads of the engine; 0: one for each core")
     precision: Literal["auto", "float32"] = Field("auto", description="auto: bf16 where the CPU has it")

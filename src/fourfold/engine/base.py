@@ -29,7 +29,7 @@ Precision = Enum("Precision", {"AUTO": "auto", "FLOAT32": "float32"})
 
 
 Mode = Enum("Mode", {"EXACT": "exact", "FAST": "fast"})
-"""exact: the model's own sampler and as many steps as asked for; fast: another sampler, fewer steps, another picture."""
+"""exact: the model's own sampler and all of its steps; fast: another sampler, fewer steps, another picture."""
 
 MAX_NOISE_LEVEL: Final = 350
 """The most noise that any model may be told to see in the picture."""
@@ -113,7 +113,7 @@ class EngineJob:
     seed: int = 0  #: 0 .. 2^64 - 1
     num_inference_steps: int | None = None  #: None = the card's default
     precision: Precision = Precision.AUTO
-    options: DiffusionOptions = DiffusionOptions()
+    options: DiffusionOptions = field(default_factory=DiffusionOptions)
 
 
 @dataclass(frozen=True, slots=True)

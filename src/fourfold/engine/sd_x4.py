@@ -202,9 +202,7 @@ class StableDiffusionX4Engine:
         texts = [[running.texts()[way] for running, _ in filled] for way in range(ways)]
         unet = self._modules.unet
         if is_split:
-            answers = torch.cat(
-                [predict(unet, sample, embedding, self._prompts.rows(some), ways=1) for some in texts]
-            )
+            answers = torch.cat([predict(unet, sample, embedding, self._prompts.rows(some), ways=1) for some in texts])
         else:
             text = self._prompts.rows([text for some in texts for text in some])
             answers = predict(unet, sample, embedding, text, ways=ways)

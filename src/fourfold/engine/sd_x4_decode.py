@@ -44,7 +44,7 @@ def decode(
     """Decode ``[1, 4, h, w]``, divided by the scaling factor already; yield after each layer.
 
     Returns:
-        An iterator of ``(first row, [1, 3, rows, 4 w] float32)``, from the top; the picture is -1 .. 1 or a little more.
+        An iterator of ``(first row, [1, 3, rows, 4 w] float32)``, from the top; values are -1 .. 1 or a little more.
     """
     decoder = vae.decoder
     x = latents.to(dtype)
@@ -100,7 +100,9 @@ def _upsample(x: torch.Tensor, upsampler: Any, limits: DecodeLimits) -> torch.Te
     for top, bottom in _strips(out, limits):
         first, last = max(0, top - 1), min(height, bottom + 1)
         source = x[:, :, first // 2 : -(-last // 2)]
-        large = functional.interpolate(source, scale_factor=2.0, mode="nearest")[:, :, first % 2 :][:, :, : last - first]
+        large = functional.interpolate(source, scale_factor=2.0, mode="nearest")[:, :, first % 2 :][
+            :, :, : last - first
+        ]
         large = functional.pad(large, (1, 1, int(top == 0), int(bottom == height)))
         out[:, :, top:bottom] = _convolve(large, upsampler.conv, padding=0)
     return out
@@ -108,7 +110,7 @@ def _upsample(x: torch.Tensor, upsampler: Any, limits: DecodeLimits) -> torch.Te
 
 def _attend(x: torch.Tensor, attn: Any, limits: DecodeLimits) -> torch.Tensor:
     """Return *x* plus its attention to itself, for some queries at a time."""
-    rows, channels, height, width = x.shape
+    rows, channels = x.shape[:2]
     tokens = _normaliser(x, attn.group_norm, limits)(x).reshape(rows, channels, -1).transpose(1, 2)
 
     def project(layer: Any, states: torch.Tensor) -> torch.Tensor:

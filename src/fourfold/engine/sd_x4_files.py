@@ -108,7 +108,9 @@ def _variant(folder: Path, stem: str, variants: tuple[str | None, ...]) -> str |
                 raise ModelUnavailableError(f"{folder} lacks {', '.join(absent) or 'every shard'} of {index.name}")
             return variant
     if any(folder.glob("*.bin")) or any(folder.glob("*.ckpt")):
-        raise ModelUnavailableError(f"{folder} has pickled weights only, which may run code; {stem}.safetensors is needed")
+        raise ModelUnavailableError(
+            f"{folder} has pickled weights only, which may run code; {stem}.safetensors is needed"
+        )
     raise ModelUnavailableError(f"{folder / stem}.safetensors is missing")
 
 

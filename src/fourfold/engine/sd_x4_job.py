@@ -7,7 +7,7 @@ in float32, from one generator for each picture. So a picture depends neither on
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ def prepare(running: Running, modules: Modules) -> None:
     """Draw the job's noise and bring its picture onto the device."""
     plan, options = running.plan, running.job.options
     generator = torch.Generator("cpu").manual_seed(running.job.seed)
-    canvas = pad_edges(np.asarray(running.job.image), plan.height, plan.width)
+    canvas = pad_edges(running.job.image, plan.height, plan.width)
     unit = torch.from_numpy(canvas.astype(np.float32) / np.float32(np.iinfo(canvas.dtype).max))
     picture = unit.permute(2, 0, 1)[None] * 2.0 - 1.0
     noise = torch.randn((1, 3, plan.height, plan.width), generator=generator)
@@ -134,10 +134,8 @@ def prepare(running: Running, modules: Modules) -> None:
 
 def pad_edges(image: Pixels8or16, height: int, width: int) -> Pixels8or16:
     """Return *image* with its last row and column repeated up to the given size."""
-    padded: Pixels8or16 = np.pad(
-        image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode="edge"
-    )
-    return padded
+    pads = (0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)
+    return cast(Pixels8or16, np.pad(image, pads, mode="edge"))
 
 
 def decode_job(running: Running, modules: Modules, limits: DecodeLimits) -> Generator[None, None, list[EngineEvent]]:
@@ -157,7 +155,9 @@ def decode_job(running: Running, modules: Modules, limits: DecodeLimits) -> Gene
             return (yield from _decode_all(running, modules, limits, dtype))
         except NonFiniteError:
             running.done = before  # progress never counts past its total
-            running.notes.setdefault("warnings", []).append(f"decoding in {str(dtype).removeprefix('torch.')} overflowed")
+            running.notes.setdefault("warnings", []).append(
+                f"decoding in {str(dtype).removeprefix('torch.')} overflowed"
+            )
     raise WorkerFailedError("the decoded picture is not finite: it would be black; try another seed")
 
 
@@ -183,11 +183,11 @@ def _decode_all(
         strips = yield from _counted(running, decode(modules.vae, part, dtype=dtype, limits=limits))
         weight = ramp(box, plan, scale)
         for top, strip in strips:
-            rows = slice(box.top * scale + top, box.top * scale + top + strip.shape[2])
-            columns = slice(box.left * scale, box.right * scale)
+            first, last = box.top * scale + top, box.top * scale + top + strip.shape[2]
+            where = slice(first, last), slice(box.left * scale, box.right * scale)
             part_weight = weight[top : top + strip.shape[2]]
-            total[rows, columns] += part_weight * _to_unit(strip)
-            weights[rows, columns] += part_weight
+            total[where] += part_weight * _to_unit(strip)
+            weights[where] += part_weight
     total /= weights
     del weights
     peak = np.iinfo(image.dtype).max

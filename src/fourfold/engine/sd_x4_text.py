@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import torch
@@ -114,7 +115,7 @@ class Prompts:
         return embedded.to(self._modules.dtype)
 
     def _stack(self, texts: Sequence[str]) -> KeysValues:
-        each = [self._text_to_kv.get(text, lambda text=text: self._keys_values(text)) for text in texts]
+        each = [self._text_to_kv.get(text, partial(self._keys_values, text)) for text in texts]
         return {
             name: (torch.cat([kv[name][0] for kv in each]), torch.cat([kv[name][1] for kv in each])) for name in each[0]
         }

@@ -32,7 +32,9 @@ class Widths:
 TINY: Final = Widths((16, 32, 32, 64), (8, 16, 16), groups=8, heads=4, text=32, text_layers=2, text_heads=4)
 """Some 2 MB; a picture of 64 x 64 takes a third of a second for 5 steps."""
 
-REAL: Final = Widths((256, 512, 512, 1024), (128, 256, 512), groups=32, heads=8, text=1024, text_layers=23, text_heads=16)
+REAL: Final = Widths(
+    (256, 512, 512, 1024), (128, 256, 512), groups=32, heads=8, text=1024, text_layers=23, text_heads=16
+)
 """The real model's: 3.5 GB in float32."""
 
 
@@ -49,8 +51,8 @@ def write_pipe(folder: Path, widths: Widths = TINY, *, seed: int = 0, half: bool
     _edit(folder / "vae" / "config.json", drop=("scaling_factor", "force_upcast"))
     _write_tokenizer(folder / "tokenizer")
     ddim = {"prediction_type": "v_prediction", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-    _write(folder / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **_BETAS, **ddim})
-    _write(folder / "low_res_scheduler" / "scheduler_config.json", {"_class_name": "DDPMScheduler", **_BETAS})
+    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **_BETAS, **ddim})
+    write_json(folder / "low_res_scheduler" / "scheduler_config.json", {"_class_name": "DDPMScheduler", **_BETAS})
     index = {
         "_class_name": "StableDiffusionUpscalePipeline",
         "_diffusers_version": "0.8.0",
@@ -62,7 +64,7 @@ def write_pipe(folder: Path, widths: Widths = TINY, *, seed: int = 0, half: bool
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    _write(folder / "model_index.json", index)
+    write_json(folder / "model_index.json", index)
     return folder
 
 
@@ -117,12 +119,12 @@ def _write_tokenizer(folder: Path) -> None:
     merges = ["c a", "ca t</w>", "w h", "wh i", "t e</w>", "whi te</w>"]
     words = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
     words += ["<|startoftext|>", "<|endoftext|>"]
-    _write(folder / "vocab.json", {word: number for number, word in enumerate(words)})
+    write_json(folder / "vocab.json", {word: number for number, word in enumerate(words)})
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
     marks = {"bos_token": words[-2], "eos_token": words[-1], "unk_token": words[-1], "pad_token": words[-1]}
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "errors": "replace", "do_lower_case": True}
-    _write(folder / "tokenizer_config.json", {**config, **marks})
-    _write(folder / "special_tokens_map.json", marks)
+    write_json(folder / "tokenizer_config.json", {**config, **marks})
+    write_json(folder / "special_tokens_map.json", marks)
 
 
 def _byte_letters() -> list[str]:
@@ -132,7 +134,8 @@ def _byte_letters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(extra)) for byte in range(256)]
 
 
-def _write(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
+    """Write *value* as JSON, its folder included."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2), encoding="utf-8")
 
@@ -140,4 +143,4 @@ def _write(path: Path, value: object) -> None:
 def _edit(path: Path, *, drop: tuple[str, ...]) -> None:
     """Remove what old files on the hub do not have."""
     value = json.loads(path.read_text(encoding="utf-8"))
-    _write(path, {key: kept for key, kept in value.items() if key not in drop})
+    write_json(path, {key: kept for key, kept in value.items() if key not in drop})

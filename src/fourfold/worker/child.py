@@ -140,6 +140,7 @@ class DeviceLoop:
                     seed=job.seed,
                     num_inference_steps=job.num_inference_steps,
                     precision=Precision.FLOAT32 if job.float32 else Precision.AUTO,
+                    options=job.options,
                 )
             )
         except FourfoldError as exc:

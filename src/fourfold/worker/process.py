@@ -256,9 +256,7 @@ class Device:
                     return self._loaded[model_id]
                 self._job_left.clear()
                 try:
-                    todo = plan(
-                        model_id, self._bytes(model_id), self._residents(), budget_bytes=self._budget_bytes
-                    )
+                    todo = plan(model_id, self._bytes(model_id), self._residents(), budget_bytes=self._budget_bytes)
                 except NoCapacityError:
                     pass  # wait, below, without the lock, until a job has left
                 else:

@@ -10,11 +10,11 @@ import pytest
 
 pytest.importorskip("diffusers", reason="needs the [diffusion] extra")
 
-from fourfold.engine import registry  # noqa: E402
-from fourfold.engine.sd_x4 import StableDiffusionX4Engine  # noqa: E402
-from fourfold.engine.settings import EngineSettings  # noqa: E402
-from fourfold.testing.sd_x4 import write_pipe  # noqa: E402
-from fourfold.testing.sd_x4_stock import Stock  # noqa: E402
+from fourfold.engine import registry
+from fourfold.engine.sd_x4 import StableDiffusionX4Engine
+from fourfold.engine.settings import EngineSettings
+from fourfold.testing.sd_x4 import write_pipe
+from fourfold.testing.sd_x4_stock import Stock
 
 MODEL = "stabilityai/stable-diffusion-x4-upscaler"
 

@@ -137,6 +137,7 @@ def test_a_small_job_is_not_starved_by_a_large_one(make_engine: Make) -> None:
     engine.cancel("large")
 
 
+@pytest.mark.slow
 def test_many_small_jobs_do_not_starve_a_large_one(make_engine: Make) -> None:
     """While small jobs keep coming, the large one goes on."""
     engine = make_engine()

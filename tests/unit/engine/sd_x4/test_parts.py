@@ -163,7 +163,12 @@ def test_folded_steps_are_ddims(prediction: str, count: int) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"_class_name": "EulerDiscreteScheduler"}, {"clip_sample": True}, {"thresholding": True}, {"prediction_type": "flow"}],
+    [
+        {"_class_name": "EulerDiscreteScheduler"},
+        {"clip_sample": True},
+        {"thresholding": True},
+        {"prediction_type": "flow"},
+    ],
 )
 def test_a_sampler_that_we_do_not_compute_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ModelUnavailableError, match="known"):
