@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the [diffusion] extra")
+pytest.importorskip("torch", reason="needs the [diffusion] extra")
+
+import torch
 
 from fourfold.engine import devices
 from fourfold.engine.devices import ComputeDevice, pick_device
@@ -16,7 +18,7 @@ GIB = 2**30
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch sees two GPUs of 24 GiB."""
+    """There are two of 24 GiB."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=24 * GIB))

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the [diffusion] extra")
+pytest.importorskip("torch", reason="needs the [diffusion] extra")
+
+import torch
 
 from fourfold.engine import registry
 from fourfold.engine.base import EngineJob, JobFailed, RegionDone, UpscaleEngine
