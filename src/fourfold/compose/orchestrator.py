@@ -1,6 +1,7 @@
 """An orchestrator: its workers, among them one of its own, its certificate and its one port."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +26,8 @@ from fourfold.protocol.wire import PIPELINE
 from fourfold.results import FilesystemStore
 from fourfold.telemetry import Metrics
 
+log = logging.getLogger(__name__)
+
 _ANY_HOST: Final = frozenset({"0.0.0.0", "::"})  # compared with, not bound to
 
 
@@ -46,6 +49,7 @@ class OwnWorker:
 @asynccontextmanager
 async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics: Metrics) -> AsyncIterator[OwnWorker]:
     """Yield a running worker for *models*; it is restarted when it dies and gone afterwards."""
+    _check_flags(models)
     token = secrets.token_urlsafe(32)
     capacity = max(settings.worker.capacity, *(model.capacity for model in models))
     ids = tuple(dict.fromkeys(model.model_id for model in models))
@@ -71,6 +75,22 @@ async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics:
     async with process:
         await process.wait_ready()
         yield OwnWorker(process, token, ids, capacity + theirs.queue)
+
+
+def _check_flags(models: Sequence[ModelConfig]) -> None:
+    """Refuse optimizations that change pictures; say which do nothing here.
+
+    Raises: ConfigError for DEEPCACHE.
+    """
+    for model in models:
+        asked = {flag for flag, value in model.optimization_flags.items() if str(value).lower() == "true"}
+        if "DEEPCACHE" in asked:
+            raise ConfigError(
+                f"{model.model_id}: optimization_flags: DEEPCACHE is refused: it leaves out two thirds of the network's "
+                "work, so pictures change, and it mixes up jobs of one batch; remove it"
+            )
+        if asked:
+            log.warning("optimization_ignored", extra={"model_id": model.model_id, "flags": sorted(asked)})
 
 
 async def run_orchestrator(settings: Settings, stop: asyncio.Event, announce: Announce = announce_ready) -> None:

@@ -27,10 +27,11 @@ class DecodeLimits:
 
     strip_pixels: int = STRIP_PIXELS
     attention_bytes: int = ATTENTION_BYTES
+    is_fused: bool | None = None  #: attention by torch's own kernel; None: on a CPU, as no GPU's takes this width
 
     def halved(self) -> "DecodeLimits":
         """Return limits that need half the memory beyond the feature maps."""
-        return DecodeLimits(max(1, self.strip_pixels // 2), max(1, self.attention_bytes // 2))
+        return DecodeLimits(max(1, self.strip_pixels // 2), max(1, self.attention_bytes // 2), self.is_fused)
 
 
 def decode_steps(vae: Any) -> int:
@@ -89,7 +90,7 @@ def _resnet(x: torch.Tensor, block: Any, limits: DecodeLimits) -> torch.Tensor:
         kept = x[:, :, top:bottom]
         if block.conv_shortcut is not None:
             kept = _convolve(kept, block.conv_shortcut)
-        out[:, :, top:bottom] = (kept + made) / block.output_scale_factor
+        out[:, :, top:bottom] = _scaled(made.add_(kept), block.output_scale_factor)
     return out
 
 
@@ -122,17 +123,27 @@ def _attend(x: torch.Tensor, attn: Any, limits: DecodeLimits) -> torch.Tensor:
 
     query, keys, values = (heads(project(layer, tokens)) for layer in (attn.to_q, attn.to_k, attn.to_v))
     del tokens
-    keys = keys.transpose(-1, -2) * (1 / math.sqrt(channels // attn.heads))
+    is_fused = x.device.type == "cpu" if limits.is_fused is None else limits.is_fused
+    scale = 1 / math.sqrt(channels // attn.heads)
     flat = x.view(rows, channels, -1) if x.is_contiguous() else x.reshape(rows, channels, -1)
     count = query.shape[2]
     chunk = max(1, limits.attention_bytes // (4 * count * rows * attn.heads))
     for start in range(0, count, chunk):
-        scores = (query[:, :, start : start + chunk] @ keys).float()
-        seen = scores.softmax(-1).to(x.dtype) @ values
+        some = query[:, :, start : start + chunk]
+        if is_fused:
+            seen = functional.scaled_dot_product_attention(some, keys, values)
+        else:
+            seen = (some * scale @ keys.transpose(-1, -2)).float().softmax(-1).to(x.dtype) @ values
         seen = seen.transpose(1, 2).reshape(rows, -1, channels)
         made = project(attn.to_out[0], seen).transpose(1, 2)
-        flat[:, :, start : start + chunk] = (flat[:, :, start : start + chunk] + made) / attn.rescale_output_factor
+        total = made + flat[:, :, start : start + chunk]
+        flat[:, :, start : start + chunk] = _scaled(total, attn.rescale_output_factor)
     return flat.view(x.shape)
+
+
+def _scaled(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return ``x / factor``; for this model the factor is 1, and a whole map need not be divided by it."""
+    return x if factor == 1 else x / factor
 
 
 def _normaliser(x: torch.Tensor, norm: Any, limits: DecodeLimits) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -152,14 +163,14 @@ def _normaliser(x: torch.Tensor, norm: Any, limits: DecodeLimits) -> Callable[[t
     shift = -mean.repeat_interleave(channels // norm.num_groups, dim=1) * scale
     scale, shift = scale * norm.weight.float(), shift * norm.weight.float() + norm.bias.float()
     scale, shift = scale[:, :, None, None], shift[:, :, None, None]
-    return lambda some: (some.float() * scale + shift).to(some.dtype)
+    return lambda some: torch.addcmul(shift, some.float(), scale).to(some.dtype)
 
 
 def _strip_convolved(
     x: torch.Tensor, conv: Any, normal: Callable[[torch.Tensor], torch.Tensor], top: int, bottom: int
 ) -> torch.Tensor:
     """Return rows *top* to *bottom* of the 3 x 3 convolution of the activated, normalised *x*."""
-    seen = functional.silu(normal(x[:, :, max(0, top - 1) : bottom + 1]))
+    seen = functional.silu(normal(x[:, :, max(0, top - 1) : bottom + 1]), inplace=True)
     seen = functional.pad(seen, (1, 1, int(top == 0), int(bottom == x.shape[2])))
     return _convolve(seen, conv, padding=0)
 

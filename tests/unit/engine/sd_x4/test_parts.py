@@ -37,14 +37,15 @@ def decoded(vae: Any, latents: torch.Tensor, limits: DecodeLimits, dtype: torch.
 
 @pytest.mark.parametrize("strip_pixels", [1, 300, 1000, 4096, 10**9])
 @pytest.mark.parametrize("attention_bytes", [1, 40_000, 2**40])
+@pytest.mark.parametrize("is_fused", [True, False])
 def test_strips_and_chunks_of_any_height_decode_what_diffusers_decodes(
-    engine: StableDiffusionX4Engine, stock: Stock, strip_pixels: int, attention_bytes: int
+    engine: StableDiffusionX4Engine, stock: Stock, strip_pixels: int, attention_bytes: int, is_fused: bool
 ) -> None:
     """Within 1e-5 of the picture's range: only the order of additions differs."""
     latents = torch.randn((1, 4, 13, 11), generator=torch.Generator().manual_seed(1)) * 3
     with torch.inference_mode():
         expected = stock.pipe.vae.decode(latents, return_dict=False)[0]
-    made = decoded(engine._modules.vae, latents, DecodeLimits(strip_pixels, attention_bytes))
+    made = decoded(engine._modules.vae, latents, DecodeLimits(strip_pixels, attention_bytes, is_fused))
 
     assert made.shape == expected.shape
     assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
