@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from fourfold.compose.common import Announce, background, drains, sweep_forever
 from fourfold.compose.models import sold_models
 from fourfold.config import Settings, to_json
+from fourfold.errors import ConfigError
 from fourfold.imaging import Codec
 from fourfold.orchestrator.app import create_app
 from fourfold.orchestrator.models import ModelConfig
@@ -86,8 +87,8 @@ def _check_flags(models: Sequence[ModelConfig]) -> None:
         asked = {flag for flag, value in model.optimization_flags.items() if str(value).lower() == "true"}
         if "DEEPCACHE" in asked:
             raise ConfigError(
-                f"{model.model_id}: optimization_flags: DEEPCACHE is refused: it leaves out two thirds of the network's "
-                "work, so pictures change, and it mixes up jobs of one batch; remove it"
+                f"{model.model_id}: optimization_flags: DEEPCACHE is refused: it skips most of the network's work, "
+                "so pictures change, and it mixes up jobs of one batch; remove it"
             )
         if asked:
             log.warning("optimization_ignored", extra={"model_id": model.model_id, "flags": sorted(asked)})
