@@ -6,9 +6,10 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 python3 -m venv "$scratch/venv"
 "$scratch/venv/bin/pip" install --upgrade pip
-"$scratch/venv/bin/pip" install . hatchling editables --group dev
+# A build of torch for the CPU only, where pip can find one; its mark must not be pinned, as others have other builds.
+"$scratch/venv/bin/pip" install torch==2.13.0
+"$scratch/venv/bin/pip" install '.[diffusion]' hatchling editables --group dev
 {
   echo "# The versions that the tests run with; users' ranges stand in pyproject.toml. Written by scripts/pin.sh."
-  # torch is an extra of models to come; without a pin, pip would take a build with gigabytes of CUDA.
-  { "$scratch/venv/bin/pip" freeze --all --exclude fourfold; echo "torch==2.13.0"; } | LC_ALL=C sort --ignore-case
+  "$scratch/venv/bin/pip" freeze --all --exclude fourfold | sed 's/^\(torch==[^+]*\)+.*/\1/' | LC_ALL=C sort --ignore-case
 } >constraints.txt

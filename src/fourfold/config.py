@@ -101,10 +101,19 @@ class WorkerSettings(Section):
     model_id: str | None = Field(None, description="The one model to serve; none: every model of `models`")
     models: tuple[str, ...] = Field((), description="Models to offer; empty: all that this installation can load")
     warm: tuple[str, ...] | None = Field(None, description="Models loaded at start and kept; none: the first offered")
+    model_paths: dict[str, Path] = Field({}, description="model_id -> folder with its files; else the hub's cache")
     auth_token: SecretStr | None = Field(None, description="Bearer token that callers must send")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="cpu, cuda:0; auto: the first GPU that torch sees, if any",
+    )
     threads: int = Field(0, ge=0, description="Threads of the engine; 0: one for each core")
     precision: Literal["auto", "float32"] = Field("auto", description="auto: bf16 where the CPU has it")
     capacity: Count = Field(1, description="Jobs that the device runs at once")
+    strict: bool = Field(
+        False, description="On a GPU, too, a picture's bytes never depend on the jobs beside it, at some speed"
+    )
     queue: int = Field(4, ge=0, description="Further jobs that wait; beyond that the worker is busy")
     memory_bytes: int | None = Field(None, ge=2**28, description="Budget of the device's process; none: half the RAM")
     nsfw_threshold: float = Field(0.8, ge=0, le=1, description="Score from which a picture is flagged")

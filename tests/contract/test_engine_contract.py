@@ -36,6 +36,15 @@ def compact_in_tiles() -> UpscaleEngine:
     return RealEsrganEngine(about, settings=ONE_THREAD, tuning=Tuning(parts=2, small_pixels=0))
 
 
+def compact_by_torch() -> UpscaleEngine:
+    """What a GPU would run, here on the CPU; several tiles."""
+    pytest.importorskip("torch", reason="needs the [diffusion] extra")
+    from fourfold.engine.realesrgan_torch import TorchRealEsrganEngine
+
+    about = replace(card("fourfold/realesr-animevideov3"), tile_pixels=48 * 48, core_px=8)
+    return TorchRealEsrganEngine(about, settings=ONE_THREAD)
+
+
 @pytest.fixture(
     scope="module",
     params=[
@@ -43,6 +52,7 @@ def compact_in_tiles() -> UpscaleEngine:
         pytest.param(lanczos_in_tiles, id="lanczos-in-tiles"),
         pytest.param(shipped("fourfold/realesr-animevideov3"), id="compact"),
         pytest.param(compact_in_tiles, id="compact-in-tiles"),
+        pytest.param(compact_by_torch, id="compact-by-torch"),
         pytest.param(shipped("fourfold/realesrgan-x4plus"), id="photo", marks=pytest.mark.slow),
         pytest.param(shipped("fourfold/realsr-df2k"), id="clean-photo", marks=pytest.mark.slow),
         pytest.param(shipped("fourfold/realesrgan-x4plus-anime"), id="anime", marks=pytest.mark.slow),

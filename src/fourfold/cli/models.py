@@ -14,8 +14,10 @@ from fourfold.engine import registry
 @app.command()
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False) -> None:
     """List the models that this installation knows."""
-    from fourfold.compose.common import is_embedded
+    from fourfold import config
+    from fourfold.compose.common import loadable_cards
 
+    loadable = loadable_cards(config.load().settings.worker.model_paths)
     cards = registry.cards().values()
     if as_json:
         rows = [
@@ -26,7 +28,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
                 "scale": card.scale,
                 "guided_by_prompt": card.guided_by_prompt,
                 "weights_licence": card.weights_licence,
-                "installed": is_embedded(card),
+                "installed": card.model_id in loadable,
             }
             for card in cards
         ]
@@ -34,6 +36,6 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         return
     table = Table(Column("model", no_wrap=True), "alias", "here", "what it is; licence of its weights", box=None)
     for card in cards:
-        here = "yes" if is_embedded(card) else "no"
+        here = "yes" if card.model_id in loadable else "no"
         table.add_row(card.model_id, ", ".join(card.aliases), here, f"{card.title}; {card.weights_licence}")
     Console().print(table)

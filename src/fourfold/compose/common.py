@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from fourfold.engine import registry
@@ -18,14 +19,16 @@ Announce = Callable[[dict[str, Any]], None]
 _SWEEP_S: Final = 60.0
 
 
-def embedded_cards() -> Mapping[str, EngineCard]:
-    """Return the models that the base installation runs, the default first."""
-    return {model_id: card for model_id, card in registry.cards().items() if is_embedded(card)}
+def loadable_cards(paths: Mapping[str, Path]) -> Mapping[str, EngineCard]:
+    """Return the models that this installation can load, the default first.
 
-
-def is_embedded(card: EngineCard) -> bool:
-    """Whether the base installation runs the model: its weights come inside a package, or it has none."""
-    return bool(card.weights) or card.weights_licence == "none"
+    Args: *paths*, model_id -> folder, for models whose files do not come inside a package.
+    """
+    return {
+        model_id: card
+        for model_id, card in registry.cards().items()
+        if registry.why_not_loadable(model_id, paths) is None
+    }
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from typing import Final
 
 import psutil
 
-from fourfold.compose.common import embedded_cards
+from fourfold.compose.common import loadable_cards
 from fourfold.compose.worker import device_limits, usable_cores
 from fourfold.config import Settings
 from fourfold.engine.base import EngineCard
@@ -51,7 +51,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _port("gateway", settings.gateway.host, settings.gateway.port)
     yield _port("orchestrator", settings.orchestrator.host, settings.orchestrator.port)
     yield _disk(settings.data_dir)
-    for card in embedded_cards().values():
+    for card in loadable_cards(settings.worker.model_paths).values():
         yield _weights(card)
 
 
@@ -84,7 +84,7 @@ def _memory(settings: Settings) -> Iterator[Finding]:
         yield Finding("memory", Verdict.FAIL, found, "lower worker.memory_bytes")
     else:
         yield Finding("memory", Verdict.OK, found)
-    for card in embedded_cards().values():
+    for card in loadable_cards(settings.worker.model_paths).values():
         needed = card.peak_bytes((card.core_px + 2 * card.margin_px) ** 2)
         if needed > budget:
             advice = "raise worker.memory_bytes, or leave the model out of worker.models"

@@ -1,10 +1,12 @@
 """An orchestrator: its workers, among them one of its own, its certificate and its one port."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from pydantic import SecretStr
@@ -12,6 +14,7 @@ from pydantic import SecretStr
 from fourfold.compose.common import Announce, background, drains, sweep_forever
 from fourfold.compose.models import sold_models
 from fourfold.config import Settings, to_json
+from fourfold.errors import ConfigError
 from fourfold.imaging import Codec
 from fourfold.orchestrator.app import create_app
 from fourfold.orchestrator.models import ModelConfig
@@ -23,6 +26,8 @@ from fourfold.protocol.tls import ensure_certificate
 from fourfold.protocol.wire import PIPELINE
 from fourfold.results import FilesystemStore
 from fourfold.telemetry import Metrics
+
+log = logging.getLogger(__name__)
 
 _ANY_HOST: Final = frozenset({"0.0.0.0", "::"})  # compared with, not bound to
 
@@ -45,6 +50,7 @@ class OwnWorker:
 @asynccontextmanager
 async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics: Metrics) -> AsyncIterator[OwnWorker]:
     """Yield a running worker for *models*; it is restarted when it dies and gone afterwards."""
+    _check_flags(models)
     token = secrets.token_urlsafe(32)
     capacity = max(settings.worker.capacity, *(model.capacity for model in models))
     ids = tuple(dict.fromkeys(model.model_id for model in models))
@@ -58,6 +64,7 @@ async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics:
             "warm": tuple(dict.fromkeys(model.model_id for model in models if model.warm)),
             "auth_token": SecretStr(token),
             "capacity": capacity,
+            "model_paths": settings.worker.model_paths | {m.model_id: Path(m.path) for m in models if m.path},
         }
     )
     process = RoleProcess(
@@ -71,11 +78,27 @@ async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics:
         yield OwnWorker(process, token, ids, capacity + theirs.queue)
 
 
+def _check_flags(models: Sequence[ModelConfig]) -> None:
+    """Refuse optimizations that change pictures; say which do nothing here.
+
+    Raises: ConfigError for DEEPCACHE.
+    """
+    for model in models:
+        asked = {flag for flag, value in model.optimization_flags.items() if str(value).lower() == "true"}
+        if "DEEPCACHE" in asked:
+            raise ConfigError(
+                f"{model.model_id}: optimization_flags: DEEPCACHE is refused: it skips most of the network's work, "
+                "so pictures change, and it mixes up jobs of one batch; remove it"
+            )
+        if asked:
+            log.warning("optimization_ignored", extra={"model_id": model.model_id, "flags": sorted(asked)})
+
+
 async def run_orchestrator(settings: Settings, stop: asyncio.Event, announce: Announce = announce_ready) -> None:
     """Serve gateways. Shutdown: refuse new jobs, finish the open ones, then the worker."""
     ours = settings.orchestrator
     folder = settings.data_dir / "orchestrator"
-    models = sold_models(ours.models)
+    models = sold_models(ours.models, settings.worker.model_paths)
     metrics = Metrics("orchestrator")
     with listen(ours.host, ours.port) as sock, FolderLock(folder):
         host = (ours.service_addr or "").rpartition(":")[0] or ("localhost" if ours.host in _ANY_HOST else ours.host)

@@ -11,7 +11,7 @@ from typing import Final
 
 import psutil
 
-from fourfold.compose.common import Announce, drains, embedded_cards
+from fourfold.compose.common import Announce, drains, loadable_cards
 from fourfold.config import Settings, WorkerSettings
 from fourfold.engine import registry
 from fourfold.engine.base import EngineCard
@@ -38,7 +38,7 @@ def worker_cards(settings: WorkerSettings) -> Mapping[str, EngineCard]:
     if settings.model_id:
         wanted: tuple[str, ...] = (settings.model_id,)
     else:
-        wanted = settings.models or tuple(embedded_cards())
+        wanted = settings.models or tuple(loadable_cards(settings.model_paths))
     try:
         return {model_id: registry.card(model_id) for model_id in wanted}
     except UnknownModelError as exc:
@@ -60,6 +60,9 @@ def device_limits(settings: WorkerSettings) -> DeviceLimits:
         capacity=settings.capacity,
         load_timeout_s=settings.load_timeout_s,
         job_timeout_s=settings.job_timeout_s,
+        device=settings.device,
+        strict=settings.strict,
+        model_paths=settings.model_paths,
     )
 
 

@@ -7,6 +7,7 @@ need nothing of their own, and an engine may carry many jobs in one batch.
 Not here: files, pipes, processes (``fourfold.worker``), codecs (``fourfold.imaging``).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,7 +16,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fourfold.errors import FourfoldError
+from fourfold.errors import FourfoldError, InvalidParameterError
 
 SCALE: Final = 4
 """Every model of the network makes an image four times as wide and high."""
@@ -25,6 +26,34 @@ Pixels8or16: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
 Precision = Enum("Precision", {"AUTO": "auto", "FLOAT32": "float32"})
 """auto: the fastest type whose result looks the same on this device; float32: always, on any device."""
+
+
+Mode = Enum("Mode", {"EXACT": "exact", "FAST": "fast"})
+"""exact: the model's own sampler and all of its steps; fast: another sampler, fewer steps, another picture."""
+
+MAX_NOISE_LEVEL: Final = 350
+"""The most noise that any model may be told to see in the picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusionOptions:
+    """What a caller may tell a diffusion model beyond prompt, seed and steps; other models ignore it.
+
+    Raises: InvalidParameterError for a value outside its range.
+    """
+
+    negative_prompt: str = ""  #: what the picture should not show
+    guidance_scale: float = 9.0  #: >= 0; up to 1 the prompt is followed without emphasis
+    noise_level: int = 20  #: 0 .. 350: how noisy the model is told the picture is; higher invents more
+    mode: Mode = Mode.EXACT
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
+            raise InvalidParameterError(f"guidance_scale must be a number of at least 0, got {self.guidance_scale}")
+        if type(self.noise_level) is not int or not 0 <= self.noise_level <= MAX_NOISE_LEVEL:
+            raise InvalidParameterError(
+                f"noise_level must be a whole number from 0 to {MAX_NOISE_LEVEL}, got {self.noise_level}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +113,7 @@ class EngineJob:
     seed: int = 0  #: 0 .. 2^64 - 1
     num_inference_steps: int | None = None  #: None = the card's default
     precision: Precision = Precision.AUTO
+    options: DiffusionOptions = field(default_factory=DiffusionOptions)
 
 
 @dataclass(frozen=True, slots=True)

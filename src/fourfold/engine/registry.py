@@ -3,8 +3,9 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from fourfold.engine.base import SCALE, EngineCard, SizeRules, UpscaleEngine, WeightFile
 from fourfold.engine.settings import EngineSettings
@@ -22,8 +23,9 @@ class Entry:
     """One model: its card, and its engine as text, so that nothing heavy is imported to list models."""
 
     card: EngineCard
-    engine: str | None  #: ``module:callable``, called with ``(card, settings=...)``; None = not in this release
-    missing: str = ""  #: what to do about it if there is no engine
+    engine: str  #: ``module:callable``, called with ``(card, settings=...)``
+    gpu_engine: str | None = None  #: the one to take where the device is a GPU
+    finder: str | None = None  #: ``module:callable`` that raises where the model's files are not here; None = they are
     is_listed: bool = True  #: False: found by who names it, never offered by itself
 
 
@@ -139,11 +141,14 @@ _STABLE_DIFFUSION = EngineCard(
     title="Stable Diffusion x4: follows a prompt, invents detail",
     aliases=(),
     scale=SCALE,
-    size_rules=SizeRules(),
-    margin_px=0,
-    core_px=0,
-    fixed_bytes=0,
-    bytes_per_input_pixel=0,
+    size_rules=SizeRules(),  # the engine itself pads to a multiple of 64 and crops
+    margin_px=32,
+    core_px=192,
+    # In float32, without the VAE's encoder; the engine counts its own weights and number type once it is loaded.
+    fixed_bytes=3_390_000_000,
+    running_bytes=600_000_000,
+    bytes_per_input_pixel=33_800,
+    tile_pixels=1024 * 1024,
     guided_by_prompt=True,
     default_steps=75,
     code_licence="Apache-2.0",
@@ -154,13 +159,20 @@ _STABLE_DIFFUSION = EngineCard(
 REPLAY_MODEL: Final = "fourfold/replay"
 _REPLAY = replace(_LANCZOS, model_id=REPLAY_MODEL, title="Replay: a ready picture, for benchmarks", aliases=())
 
+_CPU_NETWORK: Final = "fourfold.engine.realesrgan:RealEsrganEngine"
+_GPU_NETWORK: Final = "fourfold.engine.realesrgan_torch:TorchRealEsrganEngine"
+
 _ENTRIES: Final = (
-    Entry(_PHOTO, "fourfold.engine.realesrgan:RealEsrganEngine"),
-    Entry(_CLEAN_PHOTO, "fourfold.engine.realesrgan:RealEsrganEngine"),
-    Entry(_COMPACT, "fourfold.engine.realesrgan:RealEsrganEngine"),
-    Entry(_ANIME, "fourfold.engine.realesrgan:RealEsrganEngine"),
+    Entry(_PHOTO, _CPU_NETWORK, _GPU_NETWORK),
+    Entry(_CLEAN_PHOTO, _CPU_NETWORK, _GPU_NETWORK),
+    Entry(_COMPACT, _CPU_NETWORK, _GPU_NETWORK),
+    Entry(_ANIME, _CPU_NETWORK, _GPU_NETWORK),
     Entry(_LANCZOS, "fourfold.engine.lanczos:LanczosEngine"),
-    Entry(_STABLE_DIFFUSION, None, "it needs the [diffusion] extra, which is not in this release"),
+    Entry(
+        _STABLE_DIFFUSION,
+        "fourfold.engine.sd_x4:StableDiffusionX4Engine",
+        finder="fourfold.engine.sd_x4_files:locate_model",
+    ),
     Entry(_REPLAY, "fourfold.testing.replay_engine:ReplayEngine", is_listed=False),
 )
 _ID_TO_ENTRY: Final[Mapping[str, Entry]] = MappingProxyType({entry.card.model_id: entry for entry in _ENTRIES})
@@ -184,19 +196,45 @@ def resolve_alias(name: str) -> str:
     return name
 
 
+def why_not_loadable(model_id: str, paths: Mapping[str, Path] = MappingProxyType({})) -> str | None:
+    """Return what is missing here to load *model_id*, None where nothing is; nothing is loaded.
+
+    Args: *paths*, model_id -> folder, for models whose files do not come inside a package.
+
+    Raises: UnknownModelError: no such model; the message lists the known ones.
+    """
+    entry = _entry(model_id)
+    if entry.finder is None:
+        return None
+    try:
+        _resolve(entry.finder)(model_id, paths)
+    except ModelUnavailableError as exc:
+        return exc.message
+    return None
+
+
 def load_engine(model_id: str, *, settings: EngineSettings) -> UpscaleEngine:
-    """Return the engine of *model_id*, its weights checked and loaded.
+    """Return the engine of *model_id* for the settings' device, its weights checked and loaded.
 
     Raises:
         UnknownModelError: no such model; the message lists the known ones.
-        ModelUnavailableError: it is known but not in this release, or its weights are missing or not the pinned ones.
+        ModelUnavailableError: its packages or files are missing, or not the ones that they should be.
     """
     entry = _entry(model_id)
-    if entry.engine is None:
-        raise ModelUnavailableError(f"{model_id} cannot be loaded: {entry.missing}")
-    module, _, name = entry.engine.partition(":")
-    make: Callable[..., UpscaleEngine] = getattr(importlib.import_module(module), name)
-    return make(entry.card, settings=settings)
+    if entry.finder is not None:
+        _resolve(entry.finder)(model_id, settings.model_paths)  # tells better than an import error what is missing
+    is_gpu = entry.gpu_engine is not None and settings.device != "cpu"
+    engine: UpscaleEngine = _resolve(entry.gpu_engine if is_gpu and entry.gpu_engine else entry.engine)(
+        entry.card, settings=settings
+    )
+    return engine
+
+
+def _resolve(text: str) -> Callable[..., Any]:
+    """Return what ``module:callable`` names."""
+    module, _, name = text.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _entry(model_id: str) -> Entry:

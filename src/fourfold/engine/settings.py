@@ -1,6 +1,7 @@
 """What an engine is told about the machine that it runs on."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -21,12 +22,17 @@ class EngineSettings:
         None  #: the model and a running tile together stay below it; None = the default tile
     )
     has_bf16: bool = False  #: whether the processor multiplies bfloat16 itself; see `has_bf16`
+    device: str = "cpu"  #: "cpu" or torch's name of a GPU, "cuda:0"
+    batch_rows: tuple[int, ...] = (1,)  #: how many rows one network call may have, ascending; a single one is strict
+    model_paths: Mapping[str, Path] = field(default_factory=dict)  #: model_id -> where its files are
 
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise ConfigError(f"threads must be at least 1, got {self.threads}")
         if self.memory_budget_bytes is not None and self.memory_budget_bytes < 1:
             raise ConfigError(f"memory_budget_bytes must be positive or absent, got {self.memory_budget_bytes}")
+        if not self.batch_rows or self.batch_rows[0] < 1 or list(self.batch_rows) != sorted(set(self.batch_rows)):
+            raise ConfigError(f"batch_rows must be positive and ascending, got {list(self.batch_rows)}")
 
 
 def has_bf16(cpu_info: Path = CPU_INFO) -> bool:

@@ -1,6 +1,7 @@
 """Names and small values that cross a wire: headers, ports, the request's fields and their rules. No I/O."""
 
 import base64
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ FIDELITY_HEADER: Final = "Fourfold-Fidelity"
 BITS_HEADER: Final = "Fourfold-Bits"
 #: From a worker: in how many pieces the picture was computed.
 TILES_HEADER: Final = "Fourfold-Tiles"
+MODE_HEADER: Final = "Fourfold-Mode"
+WARNINGS_HEADER: Final = "Fourfold-Warnings"  #: a JSON array of texts, ASCII
 REQUEST_ID_HEADER: Final = "X-Request-ID"
 
 SAFETY_CLEAN: Final = "clean"
@@ -42,6 +45,10 @@ SAFETY_NOT_CHECKED: Final = "not-checked"
 
 #: JavaScript clients reject larger integers (2^53 - 1).
 MAX_WIRE_SEED: Final = 2**53 - 1
+
+#: Of a diffusion model: how noisy it may be told the picture is, and how it may be sampled.
+MAX_NOISE_LEVEL: Final = 350
+MODES: Final = ("exact", "fast")
 
 _DECIMAL: Final = re.compile(r"[+-]?[0-9]{1,30}\Z")
 _TRUE: Final = frozenset({"true", "1", "t", "yes", "y", "on"})
@@ -58,6 +65,11 @@ class UpscaleFields:
     safety_check: bool
     seed: int | None  #: None = draw one; 0 is a seed
     num_inference_steps: int | None
+    # What Livepeer's API does not have: absent unless a client asks for it, so that its peers never see it otherwise.
+    negative_prompt: str | None = None
+    guidance_scale: float | None = None  #: >= 0
+    noise_level: int | None = None  #: 0 .. 350
+    mode: str | None = None  #: exact or fast
 
     def to_form(self) -> dict[str, str]:
         """Return the fields as form values, in Livepeer's order; absent ones stay absent."""
@@ -67,6 +79,9 @@ class UpscaleFields:
             form["seed"] = str(self.seed)
         if self.num_inference_steps is not None:
             form["num_inference_steps"] = str(self.num_inference_steps)
+        for name in ("negative_prompt", "guidance_scale", "noise_level", "mode"):
+            if (value := getattr(self, name)) is not None:
+                form[name] = str(value)
         return form
 
 
@@ -87,12 +102,29 @@ def parse_fields(form: Mapping[str, str], *, max_prompt_chars: int, max_steps: i
         raise InvalidParameterError(f"seed must be from 0 to {MAX_WIRE_SEED} (2^53 - 1), got {seed}")
     if steps is not None and not 1 <= steps <= max_steps:
         raise InvalidParameterError(f"num_inference_steps must be from 1 to {max_steps}, got {steps}")
+    negative_prompt = form.get("negative_prompt") or None
+    if negative_prompt is not None and len(negative_prompt) > max_prompt_chars:
+        raise InvalidParameterError(
+            f"negative_prompt may have {max_prompt_chars} characters, got {len(negative_prompt)}"
+        )
+    guidance, noise_level = _number(form, "guidance_scale"), read_integer(form, "noise_level")
+    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
+        raise InvalidParameterError(f"guidance_scale must be a number of at least 0, got {guidance}")
+    if noise_level is not None and not 0 <= noise_level <= MAX_NOISE_LEVEL:
+        raise InvalidParameterError(f"noise_level must be from 0 to {MAX_NOISE_LEVEL}, got {noise_level}")
+    mode = form.get("mode", "").strip() or None
+    if mode not in (None, *MODES):
+        raise InvalidParameterError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     return UpscaleFields(
         model_id=form.get("model_id", "").strip(),
         prompt=prompt,
         safety_check=safety_check,
         seed=seed,
         num_inference_steps=steps,
+        negative_prompt=negative_prompt,
+        guidance_scale=guidance,
+        noise_level=noise_level,
+        mode=mode,
     )
 
 
@@ -102,6 +134,17 @@ def read_boolean(form: Mapping[str, str], name: str, *, default: bool) -> bool:
     if text and text not in _TRUE | _FALSE:
         raise ValidationError("Input should be a valid boolean: true or false", field=name, kind="bool_parsing")
     return text in _TRUE if text else default
+
+
+def _number(form: Mapping[str, str], name: str) -> float | None:
+    """Return the field as a float, None where it is absent or empty."""
+    text = form.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ValidationError("Input should be a valid number", field=name, kind="float_parsing") from None
 
 
 def read_integer(form: Mapping[str, str], name: str) -> int | None:

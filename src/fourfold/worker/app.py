@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from fourfold import __version__
 from fourfold.config import WorkerSettings
+from fourfold.engine.base import DiffusionOptions, Mode
 from fourfold.errors import (
     ClientError,
     FourfoldError,
@@ -187,6 +188,7 @@ class _Routes:
             safety_check=fields.safety_check,
             max_bits=16 if _is_ours(request) and request.headers.get(wire.BITS_HEADER, "16") == "16" else 8,
             measure=False,  # whoever asked has the picture that it is to be compared with
+            options=_options(fields),
         )
 
     async def _run(self, order: WorkOrder, folder: Path) -> Upscaled:
@@ -221,6 +223,10 @@ class _Routes:
         if done.fidelity.tiles is not None:
             headers[wire.TILES_HEADER] = str(done.fidelity.tiles)
         if _is_ours(request):
+            if "mode" in done.notes:
+                headers[wire.MODE_HEADER] = done.notes["mode"]
+            if done.notes.get("warnings"):
+                headers[wire.WARNINGS_HEADER] = json.dumps(done.notes["warnings"])
             return _SentFile(done.path, release=release, headers=headers)
         head = b'{"images":[{"url":"data:image/png;base64,'
         tail = f'","seed":{done.seed},"nsfw":{headers[wire.NSFW_HEADER]}}}]}}'.encode()
@@ -230,6 +236,13 @@ class _Routes:
             media_type="application/json",
             headers=headers | {"Content-Length": str(size)},
         )
+
+
+def _options(fields: wire.UpscaleFields) -> DiffusionOptions:
+    """Return what the caller said of the diffusion's options; the rest is as by default."""
+    said: dict[str, Any] = {"negative_prompt": fields.negative_prompt, "guidance_scale": fields.guidance_scale}
+    said |= {"noise_level": fields.noise_level, "mode": Mode(fields.mode) if fields.mode else None}
+    return DiffusionOptions(**{name: value for name, value in said.items() if value is not None})
 
 
 def _base64_json(path: Path, head: bytes, tail: bytes) -> Iterator[bytes]:

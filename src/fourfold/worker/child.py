@@ -5,12 +5,14 @@ of the pipe and nothing outside this process is lost.
 """
 
 import argparse
+import json
 import queue
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fourfold.engine.base import (
@@ -23,6 +25,7 @@ from fourfold.engine.base import (
     RegionDone,
     UpscaleEngine,
 )
+from fourfold.engine.devices import ComputeDevice, pick_device
 from fourfold.engine.registry import load_engine
 from fourfold.engine.settings import EngineSettings, has_bf16
 from fourfold.errors import EngineCrashedError, FourfoldError
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 _THUMBNAIL_PX: Final = 512
 #: Python, numpy, libvips and the model runtime themselves, on top of the budget for models and tiles.
 _RUNTIME_BYTES: Final = 2**30
+#: Rows of one network call on a GPU; strict: always the same number, as another one rounds otherwise.
+_ROWS: Final = (1, 2, 4, 8)
+_STRICT_ROWS: Final = (4,)
 
 
 class DeviceLoop:
@@ -134,6 +140,7 @@ class DeviceLoop:
                     seed=job.seed,
                     num_inference_steps=job.num_inference_steps,
                     precision=Precision.FLOAT32 if job.float32 else Precision.AUTO,
+                    options=job.options,
                 )
             )
         except FourfoldError as exc:
@@ -215,28 +222,41 @@ def run(pipe: Pipe, device: DeviceLoop) -> None:
         device.obey(message)
 
 
+def engine_settings(arguments: argparse.Namespace, compute: ComputeDevice) -> EngineSettings:
+    """Return what the engines may use: of a GPU its own memory, and batches; a CPU gains nothing by batches."""
+    return EngineSettings(
+        threads=arguments.threads,
+        precision=Precision.FLOAT32 if arguments.float32 else Precision.AUTO,
+        memory_budget_bytes=compute.memory_bytes or arguments.memory_bytes,
+        has_bf16=has_bf16(),
+        device=compute.name,
+        batch_rows=(1,) if not compute.is_gpu else _STRICT_ROWS if arguments.strict else _ROWS,
+        model_paths={model_id: Path(path) for model_id, path in arguments.model_paths.items()},
+    )
+
+
 def main() -> None:
     """Run the device until the parent closes the pipe or is gone."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--float32", action="store_true")
     parser.add_argument("--memory-bytes", type=int, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--strict", action="store_true")
+    parser.add_argument("--model-paths", type=json.loads, default={})
     arguments = parser.parse_args()
-    limit_memory(arguments.memory_bytes + _RUNTIME_BYTES)
-    settings = EngineSettings(
-        threads=arguments.threads,
-        precision=Precision.FLOAT32 if arguments.float32 else Precision.AUTO,
-        memory_budget_bytes=arguments.memory_bytes,
-        has_bf16=has_bf16(),
-    )
+    compute = pick_device(arguments.device)
+    settings = engine_settings(arguments, compute)
+    if not compute.is_gpu:  # a GPU's driver maps more than the machine has
+        limit_memory(arguments.memory_bytes + _RUNTIME_BYTES)
     pipe = Pipe()
     device = DeviceLoop(
         pipe.send,
         settings,
-        lambda model_id, engine_settings: load_engine(model_id, settings=engine_settings),
+        lambda model_id, theirs: load_engine(model_id, settings=theirs),
         lambda: _classifier(arguments.threads),
     )
-    pipe.send({"event": orders.READY})
+    pipe.send({"event": orders.READY, "device": compute.name, "memory_bytes": settings.memory_budget_bytes})
     try:
         run(pipe, device)
     except Exception as exc:  # noqa: BLE001  # the edge of the process: which request it was is known only here

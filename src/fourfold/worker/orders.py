@@ -1,9 +1,10 @@
 """What passes between a worker and its device's child: orders in, events out, as plain values for a pipe."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from fourfold.engine.base import DiffusionOptions, Mode
 from fourfold.imaging import Canvas, Fidelity, OutputOptions
 
 # The child's events.
@@ -39,17 +40,21 @@ class DeviceJob:
     float32: bool = False  #: whatever the settings say
     safety_check: bool = True
     request_id: str = ""  #: the client's, for what the child says about the job
+    options: DiffusionOptions = field(default_factory=DiffusionOptions)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a pipe."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        return values | {"source": self.source.to_json(), "target": self.target.to_json()}
+        options = asdict(self.options) | {"mode": self.options.mode.value}
+        return values | {"source": self.source.to_json(), "target": self.target.to_json(), "options": options}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Rebuild what :meth:`to_json` gave."""
         canvases = {name: Canvas.from_json(values[name]) for name in ("source", "target")}
-        return cls(**{name: canvases.get(name, values[name]) for name in cls.__slots__})
+        options = DiffusionOptions(**values["options"] | {"mode": Mode(values["options"]["mode"])})
+        rebuilt: dict[str, Any] = {**canvases, "options": options}
+        return cls(**{name: rebuilt.get(name, values[name]) for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class WorkOrder:
     tileable: bool = False  #: opposite edges fit together, and are to fit in the result
     max_bits: int = 16  #: 8 for callers that know no 16-bit pictures
     measure: bool = True  #: whether the fidelity is to say how near the result stays to the input
+    options: DiffusionOptions = field(default_factory=DiffusionOptions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Self
 
 from fourfold.engine.base import EngineCard
@@ -50,6 +52,9 @@ class DeviceLimits:
     capacity: int  #: jobs at once
     load_timeout_s: float
     job_timeout_s: float
+    device: str = "cpu"  #: or "auto", or a GPU: "cuda:0"
+    strict: bool = False  #: on a GPU, too, one batch size only
+    model_paths: Mapping[str, Path] = field(default_factory=dict)  #: model_id -> folder
 
 
 @dataclass(slots=True)
@@ -103,6 +108,7 @@ class Device:
         self._closing = False
         self._starts = 0
         self._heard_s = 0.0  #: when the child last gave a sign of life
+        self._budget_bytes = limits.memory_bytes  #: a GPU's own memory, once the child has said so
 
     async def __aenter__(self) -> Self:
         self._warm_up_later()
@@ -223,14 +229,18 @@ class Device:
                 await self._reader  # so that nothing of the dead one is left when the new one starts
             arguments = ["--threads", str(self._limits.threads), "--memory-bytes", str(self._limits.memory_bytes)]
             arguments += ["--float32"] if self._limits.float32 else []
+            arguments += ["--strict"] if self._limits.strict else []
+            paths = {model_id: str(path) for model_id, path in self._limits.model_paths.items()}
+            arguments += ["--device", self._limits.device, "--model-paths", json.dumps(paths)]
             child = await Child.start(_MODULE, arguments, name="device")
             try:
                 async with asyncio.timeout(self._limits.load_timeout_s):
-                    await child.receive()  # ready
+                    ready = await child.receive()
             except (TimeoutError, asyncio.CancelledError):
                 child.kill()
                 await child.close()
                 raise
+            self._budget_bytes = ready.get("memory_bytes", self._limits.memory_bytes)
             self._starts += 1
             if self._starts > 1 and self._metrics is not None:
                 self._metrics.restarted("device")
@@ -246,9 +256,7 @@ class Device:
                     return self._loaded[model_id]
                 self._job_left.clear()
                 try:
-                    todo = plan(
-                        model_id, self._bytes(model_id), self._residents(), budget_bytes=self._limits.memory_bytes
-                    )
+                    todo = plan(model_id, self._bytes(model_id), self._residents(), budget_bytes=self._budget_bytes)
                 except NoCapacityError:
                     pass  # wait, below, without the lock, until a job has left
                 else:

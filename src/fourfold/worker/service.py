@@ -141,6 +141,7 @@ class Worker:
             float32=source.bits == 16,
             safety_check=order.safety_check,
             request_id=request_id.get(),
+            options=order.options,
         )
         result = await self.device.run(job, on_progress)
         ran = clock()

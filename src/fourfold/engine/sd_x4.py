@@ -1,0 +1,286 @@
+"""stable-diffusion-x4-upscaler, and any other ``StableDiffusionUpscalePipeline``, by our own loop over its modules.
+
+The picture is the stock pipeline's for the same seed, to rounding. Jobs are batched at the level of single steps: each
+step takes rows (a job's canvas, or one tile of it) of one shape from any jobs, each with its own step count, noise
+level, guidance, seed and prompt, so a job joins and leaves while others run.
+
+Number of rows: one of `EngineSettings.batch_rows`, filled up with copies. With a single number there a picture's bytes
+do not depend on what else runs (strict); with several they may differ in rounding.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from fourfold.engine.admission import check_image
+from fourfold.engine.base import EngineCard, EngineEvent, EngineJob, JobDone, JobFailed, Mode, Progress
+from fourfold.engine.sd_x4_decode import DecodeLimits
+from fourfold.engine.sd_x4_files import ModelFolder, locate_model
+from fourfold.engine.sd_x4_job import Running, decode_job, prepare, total_steps
+from fourfold.engine.sd_x4_load import Modules, load_modules
+from fourfold.engine.sd_x4_plan import largest_side, plan_canvas
+from fourfold.engine.sd_x4_schedule import FAST_STEPS
+from fourfold.engine.sd_x4_text import Prompts
+from fourfold.engine.sd_x4_unet import predict
+from fourfold.engine.settings import EngineSettings
+from fourfold.errors import FourfoldError, InvalidParameterError, OutOfMemoryError
+
+MAX_STEP_PIXELS: Final = 2**20
+"""Latent pixels of all rows of one step: beyond that a batch is no faster, only later."""
+
+MAX_STEPS: Final = 1000
+_MAX_SEED: Final = 2**64 - 1
+_Row = tuple[Running, int]
+
+
+class StableDiffusionX4Engine:
+    """One model on one device. Small jobs are not starved: whoever has had the fewest pixels computed is next."""
+
+    def __init__(self, card: EngineCard, *, settings: EngineSettings, folder: Path | None = None) -> None:
+        """Load the model from *folder*, from the folder that the settings name, or from the hub's cache.
+
+        Raises:
+            ModelUnavailableError: a package or a file is missing, damaged or of another kind of model.
+        """
+        device = torch.device(settings.device)
+        folders = settings.model_paths if folder is None else {card.model_id: folder}
+        found: ModelFolder = locate_model(card.model_id, folders, prefers_half=device.type != "cpu")
+        if device.type == "cpu":
+            torch.set_num_threads(settings.threads)
+        self._settings = settings
+        self._modules: Modules = load_modules(found, device=device)
+        self._card = _measured(card, self._modules)
+        self._prompts = Prompts(self._modules)
+        self._limits = DecodeLimits()
+        self._lock = threading.Lock()
+        self._running: list[Running] = []
+        self.out_of_memory_retries = 0  #: how often a step was tried again in halves
+
+    @property
+    def card(self) -> EngineCard:
+        """The card of the model this engine runs, with the memory that it measured."""
+        return self._card
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is admitted and unfinished."""
+        return bool(self._running)
+
+    def admit(self, job: EngineJob) -> None:
+        """Take *job*; see `UpscaleEngine.admit`.
+
+        Raises:
+            InvalidParameterError: a step count, seed or noise level that this model does not take.
+        """
+        check_image(job.image)
+        options = job.options
+        count = job.num_inference_steps
+        if count is None:
+            count = self._card.default_steps if options.mode is Mode.EXACT else FAST_STEPS
+        if not 1 <= count <= MAX_STEPS:
+            raise InvalidParameterError(f"num_inference_steps must be 1 to {MAX_STEPS}, got {count}")
+        if not 0 <= job.seed <= _MAX_SEED:
+            raise InvalidParameterError(f"seed must be 0 to {_MAX_SEED}, got {job.seed}")
+        if options.noise_level > self._modules.max_noise_level:
+            raise InvalidParameterError(
+                f"noise_level may be up to {self._modules.max_noise_level} for this model, got {options.noise_level}"
+            )
+        height, width = job.image.shape[:2]
+        plan = plan_canvas(self._card, width, height, budget_bytes=self._settings.memory_budget_bytes)
+        steps = self._modules.sampler.steps(count, options.mode)
+        notes: dict[str, Any] = {
+            "precision": str(self._modules.dtype).removeprefix("torch."),
+            "mode": options.mode.value,
+            "steps": count,
+            "tiles": len(plan.tiles),
+        }
+        warnings = self._prompt_warnings(job)
+        if warnings:
+            notes["warnings"] = warnings
+        running = Running(job, plan, steps, notes, total=total_steps(plan, len(steps), self._modules.vae))
+        with self._lock:
+            if any(other.job.job_id == job.job_id for other in self._running):
+                raise ValueError(f"job {job.job_id} is already admitted")
+            running.served = min((other.served for other in self._running), default=0.0)
+            self._running.append(running)
+
+    def step(self) -> Sequence[EngineEvent]:
+        """Take one denoising step of some rows, or decode one layer of one job."""
+        with self._lock:
+            if not self._running:
+                return []
+            lead = min(self._running, key=lambda running: running.served)
+        with torch.inference_mode():
+            touched = self._decode(lead) if lead.is_denoised else self._denoise(lead)
+        with self._lock:
+            gone = [event.job_id for event in touched if isinstance(event, JobDone | JobFailed)]
+            alive = {running.job.job_id for running in self._running if not running.is_cancelled}
+            self._running = [running for running in self._running if running.job.job_id not in gone]
+        return [event for event in touched if event.job_id in alive]
+
+    def cancel(self, job_id: str) -> None:
+        """Forget the job; the step that runs for it just now ends first. May come from any thread."""
+        with self._lock:
+            for running in self._running:
+                running.is_cancelled = running.is_cancelled or running.job.job_id == job_id
+            self._running = [running for running in self._running if not running.is_cancelled]
+
+    def close(self) -> None:
+        """Free the model's memory. Unfinished jobs are forgotten."""
+        with self._lock:
+            self._running = []
+        self._prompts.clear()
+        del self._modules, self._prompts
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _denoise(self, lead: Running) -> list[EngineEvent]:
+        rows = self._choose(lead)
+        try:
+            for running, _ in rows:
+                if running.latents is None:
+                    prepare(running, self._modules)
+            answers = self._predict_or_halve(rows)
+        except (RuntimeError, MemoryError) as exc:
+            if not _is_out_of_memory(exc):
+                raise
+            return [JobFailed(job.job.job_id, self._too_large(job, exc)) for job in _jobs(rows)]
+        events: list[EngineEvent] = []
+        for (running, tile), answer in zip(rows, answers, strict=True):
+            running.take(tile, answer)
+            running.served += answer.shape[-1] * answer.shape[-2]
+        events += [Progress(running.job.job_id, running.done, running.total) for running in _jobs(rows)]
+        return events
+
+    def _choose(self, lead: Running) -> list[_Row]:
+        """Return the rows of the next network call: *lead*'s, then those of others that fit beside them."""
+        pixels = lead.tile_size[0] * lead.tile_size[1]
+        allowed = [count for count in self._settings.batch_rows if count * pixels <= self._most_pixels()]
+        most = max(allowed, default=self._settings.batch_rows[0])
+        with self._lock:
+            others = sorted(self._running, key=lambda running: running.served)
+        mates = [lead, *(other for other in others if other is not lead and _batches_with(other, lead))]
+        rows = [(running, tile) for running in mates for tile in running.pending]
+        return rows[:most]
+
+    def _most_pixels(self) -> int:
+        """Return how many latent pixels one step may have, by the memory budget and by `MAX_STEP_PIXELS`."""
+        budget = self._settings.memory_budget_bytes
+        if budget is None:
+            return MAX_STEP_PIXELS
+        return min(MAX_STEP_PIXELS, self._card.tile_pixels_within(budget))
+
+    def _predict_or_halve(self, rows: Sequence[_Row]) -> list[torch.Tensor]:
+        """Return each row's answers ``[ways, 4, h, w]``; where memory runs out, once more in halves."""
+        try:
+            return self._predict(rows, is_split=False)
+        except (RuntimeError, MemoryError) as exc:
+            if not _is_out_of_memory(exc):
+                raise
+            self._forget_cached()
+        self.out_of_memory_retries += 1
+        for running in _jobs(rows):
+            running.notes["out_of_memory_retries"] = running.notes.get("out_of_memory_retries", 0) + 1
+        if len(rows) == 1:
+            return self._predict(rows, is_split=True)
+        half = -(-len(rows) // 2)
+        return [*self._predict(rows[:half], is_split=False), *self._predict(rows[half:], is_split=False)]
+
+    def _predict(self, rows: Sequence[_Row], *, is_split: bool) -> list[torch.Tensor]:
+        """Return each row's answers; *is_split*: one prompt at a time, in half the memory."""
+        count = next((n for n in self._settings.batch_rows if n >= len(rows)), len(rows))
+        filled = [*rows, *[rows[0]] * (count - len(rows))]  # copies: real numbers, so nothing can overflow
+        sample = torch.cat([running.inputs(tile) for running, tile in filled]).to(self._modules.dtype)
+        if self._modules.device.type != "cpu":
+            sample = sample.contiguous(memory_format=torch.channels_last)
+        embedding = torch.stack([_embedding(running) for running, _ in filled])
+        ways = filled[0][0].ways
+        texts = [[running.texts()[way] for running, _ in filled] for way in range(ways)]
+        unet = self._modules.unet
+        if is_split:
+            answers = torch.cat([predict(unet, sample, embedding, self._prompts.rows(some), ways=1) for some in texts])
+        else:
+            text = self._prompts.rows([text for some in texts for text in some])
+            answers = predict(unet, sample, embedding, text, ways=ways)
+        return [answers[row :: len(filled)] for row in range(len(rows))]
+
+    def _decode(self, running: Running) -> list[EngineEvent]:
+        """Decode one layer; the last one brings the pixels."""
+        job_id = running.job.job_id
+        if running.decoding is None:
+            running.decoding = decode_job(running, self._modules, self._limits)
+        # A decoded layer has up to 16 pixels for each of the canvas, of half the UNet's width.
+        running.served += running.plan.width * running.plan.height
+        try:
+            next(running.decoding)
+        except StopIteration as end:
+            regions: list[EngineEvent] = end.value
+            return [*regions, Progress(job_id, running.total, running.total), JobDone(job_id, running.notes)]
+        except FourfoldError as exc:
+            return [JobFailed(job_id, exc)]
+        except (RuntimeError, MemoryError) as exc:
+            if not _is_out_of_memory(exc):
+                raise
+            if "decode_retry" in running.notes:
+                return [JobFailed(job_id, self._too_large(running, exc))]
+            running.notes["decode_retry"] = "in half the memory"
+            running.done = len(running.steps) * len(running.plan.tiles)
+            self._forget_cached()
+            self.out_of_memory_retries += 1
+            running.decoding = decode_job(running, self._modules, self._limits.halved())
+            return []
+        return [Progress(job_id, running.done, running.total)]
+
+    def _too_large(self, running: Running, cause: BaseException) -> OutOfMemoryError:
+        self._forget_cached()
+        pixels = running.plan.width * running.plan.height
+        error = OutOfMemoryError(
+            f"the device ran out of memory on {running.job.image.shape[1]}x{running.job.image.shape[0]}, twice; "
+            f"send at most {largest_side(pixels // 2)} px square"
+        )
+        error.__cause__ = cause
+        return error
+
+    def _forget_cached(self) -> None:
+        """Give back what the allocator keeps for later."""
+        if self._modules.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _prompt_warnings(self, job: EngineJob) -> list[str]:
+        names = {"prompt": job.prompt, "negative_prompt": job.options.negative_prompt}
+        beyond = {name: self._prompts.tokens_beyond(text) for name, text in names.items()}
+        limit = self._modules.tokenizer.model_max_length
+        return [
+            f"the last {count} tokens of the {name} were not used: the model reads {limit}"
+            for name, count in beyond.items()
+            if count
+        ]
+
+
+def _measured(card: EngineCard, modules: Modules) -> EngineCard:
+    """Return *card*, which counts in float32, with this device's number type and the weights' real size."""
+    size = torch.empty((), dtype=modules.dtype).element_size()
+    return replace(card, fixed_bytes=modules.weight_bytes, bytes_per_input_pixel=card.bytes_per_input_pixel * size // 4)
+
+
+def _batches_with(other: Running, lead: Running) -> bool:
+    return not other.is_denoised and other.tile_size == lead.tile_size and other.ways == lead.ways
+
+
+def _jobs(rows: Sequence[_Row]) -> list[Running]:
+    """Return the jobs of *rows*, each once, in order."""
+    return list({id(running): running for running, _ in rows}.values())
+
+
+def _embedding(running: Running) -> torch.Tensor:
+    assert running.embeddings is not None
+    return running.embeddings[running.at]
+
+
+def _is_out_of_memory(exc: BaseException) -> bool:
+    """Whether *exc* says so; torch has no class of its own for it on a CPU."""
+    return isinstance(exc, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(exc)

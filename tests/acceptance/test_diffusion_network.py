@@ -1,0 +1,118 @@
+"""A diffusion model through a whole network of real processes: what the client asks for arrives at the network."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("diffusers", reason="needs the [diffusion] extra")
+
+from fourfold.engine import registry
+from fourfold.engine.base import EngineJob, Mode
+from fourfold.engine.sd_x4 import StableDiffusionX4Engine
+from fourfold.engine.settings import EngineSettings
+from fourfold.testing.processes import Running, running
+from fourfold.testing.sd_x4 import write_pipe
+from fourfold.testing.sd_x4_stock import job, picture, upscale
+
+pytestmark = pytest.mark.slow
+
+MODEL = "stabilityai/stable-diffusion-x4-upscaler"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pipe(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def network(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A network that sells the tiny model under the real one's id; aiModels.json names its folder."""
+    home = tmp_path_factory.mktemp("network")
+    sold = [{"pipeline": "upscale", "model_id": MODEL, "warm": True, "path": str(folder)}]
+    (home / "aiModels.json").write_text(json.dumps(sold))
+    config = home / "fourfold.toml"
+    config.write_text(
+        f"[worker]\nthreads = 1\nmemory_bytes = 8_000_000_000\n[orchestrator]\nmodels = '{home / 'aiModels.json'}'\n"
+    )
+    command = ("up", "--config", str(config), "--data-dir", str(home / "data"), "--port", "0")
+    with running(*command, "--orchestrator-port", "0") as up:
+        yield up
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> StableDiffusionX4Engine:
+    return StableDiffusionX4Engine(registry.card(MODEL), settings=EngineSettings(threads=1), folder=folder)
+
+
+def ask(network: Running, **fields: Any) -> tuple[Any, dict[str, Any]]:
+    """Upscale a picture; return its pixels and the answer's facts."""
+    stream = io.BytesIO()
+    Image.fromarray(picture()).save(stream, "png")
+    with httpx2.Client(base_url=network.ready["gateway"], timeout=120) as client:
+        answer = client.post("/upscale", files={"image": ("a.png", stream.getvalue(), "image/png")}, data=fields)
+        assert answer.status_code == 200, answer.text
+        (made,) = answer.json()["images"]
+        body = client.get(made["url"]).content
+    return body, made
+
+
+def as_pixels(body: bytes) -> Any:
+    return np.asarray(Image.open(io.BytesIO(body)).convert("RGB"))
+
+
+def test_prompt_seed_steps_and_model_arrive(network: Running, engine: StableDiffusionX4Engine) -> None:
+    """The picture is the engine's own for the same prompt, seed 0 and steps; nsfw and the seed come back."""
+    fields = {"model_id": MODEL, "prompt": "a white cat", "seed": 0, "num_inference_steps": 3}
+    body, made = ask(network, **fields)
+
+    expected = upscale(engine, job(prompt="a white cat", seed=0, steps=3))
+    assert np.array_equal(as_pixels(body), expected)
+    assert made["seed"] == 0
+    assert made["nsfw"] in (True, False)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_prompt_does_not(network: Running) -> None:
+    fields = {"model_id": MODEL, "prompt": "a white cat", "seed": 7, "num_inference_steps": 1}
+    first, again = ask(network, **fields)[0], ask(network, **fields)[0]
+    other = ask(network, **{**fields, "prompt": "dog"})[0]
+
+    assert first == again
+    assert first != other
+
+
+def test_further_options_arrive(network: Running, engine: StableDiffusionX4Engine) -> None:
+    """What Livepeer's API lacks is passed on between our own parts."""
+    options: dict[str, Any] = {"negative_prompt": "dark", "guidance_scale": 3.5, "noise_level": 200, "mode": "fast"}
+    body, _ = ask(network, model_id=MODEL, prompt="cat", seed=1, num_inference_steps=2, **options)
+
+    expected: EngineJob = job(prompt="cat", seed=1, steps=2, **{**options, "mode": Mode.FAST})
+    assert np.array_equal(as_pixels(body), upscale(engine, expected))
+
+
+def test_no_model_named_means_the_diffusion_model_where_it_is_sold(network: Running) -> None:
+    _, made = ask(network, seed=0, num_inference_steps=1)
+
+    assert made["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "status"),
+    [("noise_level", "351", 400), ("guidance_scale", "nan", 400), ("mode", "best", 400), ("guidance_scale", "x", 422)],
+)
+def test_a_wrong_option_is_the_clients_fault(network: Running, field: str, value: str, status: int) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(picture()).save(stream, "png")
+    answer = httpx2.post(
+        f"{network.ready['gateway']}/upscale",
+        files={"image": ("a.png", stream.getvalue(), "image/png")},
+        data={"prompt": "", field: value},
+    )
+
+    assert answer.status_code == status

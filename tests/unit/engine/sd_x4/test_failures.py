@@ -1,0 +1,382 @@
+"""What is refused, what breaks, and what is told: the right error, nothing held, the next job fine."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fourfold.engine import registry, sd_x4_decode, sd_x4_files, sd_x4_unet
+from fourfold.engine.base import DiffusionOptions, EngineJob, JobFailed, Mode
+from fourfold.engine.sd_x4 import StableDiffusionX4Engine
+from fourfold.engine.sd_x4_files import check_folder, read_json
+from fourfold.engine.settings import EngineSettings
+from fourfold.errors import (
+    InvalidImageError,
+    InvalidParameterError,
+    ModelUnavailableError,
+    OutOfMemoryError,
+    UnknownModelError,
+    WorkerFailedError,
+)
+from fourfold.testing.sd_x4 import write_json
+from fourfold.testing.sd_x4_stock import job, notes, picture, pixels, run, upscale
+
+MODEL = "stabilityai/stable-diffusion-x4-upscaler"
+Make = Callable[..., StableDiffusionX4Engine]
+
+
+def failure(events: Any) -> Any:
+    (failed,) = [event for event in events if isinstance(event, JobFailed)]
+    return failed.error
+
+
+# Parameters.
+
+
+@pytest.mark.parametrize("noise_level", [-1, 351, 20.7, True, "20"])
+def test_a_noise_level_that_is_no_whole_number_from_0_to_350_is_refused(noise_level: Any) -> None:
+    with pytest.raises(InvalidParameterError, match="noise_level"):
+        DiffusionOptions(noise_level=noise_level)
+
+
+@pytest.mark.parametrize("guidance", [-3.0, float("nan"), float("inf")])
+def test_guidance_must_be_a_number_of_at_least_0(guidance: float) -> None:
+    with pytest.raises(InvalidParameterError, match="guidance_scale"):
+        DiffusionOptions(guidance_scale=guidance)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_guidance_up_to_1_asks_only_once(engine: StableDiffusionX4Engine, guidance: float) -> None:
+    """The picture with 0 is that with 1: the prompt is followed without emphasis, as in the stock pipeline."""
+    assert np.array_equal(
+        upscale(engine, job(steps=1, guidance_scale=guidance)), upscale(engine, job(steps=1, guidance_scale=0.5))
+    )
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_a_step_count_out_of_range_is_refused(engine: StableDiffusionX4Engine, steps: int) -> None:
+    with pytest.raises(InvalidParameterError, match="num_inference_steps"):
+        engine.admit(job(steps=steps))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_out_of_range_is_refused(engine: StableDiffusionX4Engine, seed: int) -> None:
+    with pytest.raises(InvalidParameterError, match="seed"):
+        engine.admit(job(seed=seed))
+
+
+def test_a_model_may_know_fewer_noise_levels(engine: StableDiffusionX4Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_modules", replace(engine._modules, max_noise_level=10))
+    with pytest.raises(InvalidParameterError, match="up to 10"):
+        engine.admit(job(noise_level=11))
+
+
+@pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3))])
+def test_what_is_no_picture_is_refused(engine: StableDiffusionX4Engine, image: Any) -> None:
+    with pytest.raises(InvalidImageError):
+        engine.admit(EngineJob("a", image))
+
+
+def test_absent_steps_are_the_cards_and_fast_ones_fewer(engine: StableDiffusionX4Engine) -> None:
+    for mode, steps in ((Mode.EXACT, 75), (Mode.FAST, 25)):
+        engine.admit(job(mode.value, steps=None, mode=mode))
+        assert len(engine._running[0].steps) == steps
+        assert engine._running[0].notes["mode"] == mode.value
+        engine.cancel(mode.value)
+
+
+def test_tokens_that_the_model_cannot_read_are_told(engine: StableDiffusionX4Engine) -> None:
+    """A prompt beyond 77 tokens still runs; the job's end says what was left out."""
+    long = notes(run(engine, job(steps=1, prompt="cat " * 80, negative_prompt="cat " * 76)))
+    short = notes(run(engine, job(steps=1)))
+
+    assert long["warnings"] == [
+        "the last 5 tokens of the prompt were not used: the model reads 77",
+        "the last 1 tokens of the negative_prompt were not used: the model reads 77",
+    ]
+    assert "warnings" not in short
+
+
+@pytest.mark.parametrize("size", [(1, 1), (70, 64)])
+def test_every_size_comes_back_exactly_four_times_as_large(
+    engine: StableDiffusionX4Engine, size: tuple[int, int]
+) -> None:
+    made = upscale(engine, job("a", picture(*size), steps=1, guidance_scale=1.0))
+
+    assert made.shape == (size[1] * 4, size[0] * 4, 3)
+
+
+def test_pictures_of_different_sizes_keep_their_own(make_engine: Make) -> None:
+    """The stock pipeline squashes a list of pictures to the first one's size."""
+    events = run(make_engine(rows=(1, 2)), job("a", picture(64, 64), steps=1), job("b", picture(100, 40), steps=1))
+
+    assert pixels(events, "a").shape == (256, 256, 3)
+    assert pixels(events, "b").shape == (160, 400, 3)
+
+
+# Numbers and memory.
+
+
+def test_latents_that_are_not_finite_are_an_error_never_a_black_picture(
+    engine: StableDiffusionX4Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = engine._predict
+    with monkeypatch.context() as broken:
+        broken.setattr(engine, "_predict", lambda rows, **how: [a * np.nan for a in original(rows, **how)])
+        error = failure(run(engine, job(steps=1)))
+
+    assert isinstance(error, WorkerFailedError)
+    assert "not finite" in error.message
+    assert upscale(engine, job(steps=1)).std() > 0
+
+
+def test_a_decode_that_overflows_is_done_again_in_float32(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float16 ends at 65,504; the picture is then the float32 one, and the job's end says so."""
+    engine = make_engine()
+    large = replace(engine._modules, scaling_factor=1e-7)
+    monkeypatch.setattr(engine, "_modules", large)
+    expected = upscale(engine, job(steps=1))
+    monkeypatch.setattr(engine, "_modules", replace(large, decode_dtype=torch.float16))
+    events = run(engine, job(steps=1))
+
+    assert notes(events)["warnings"] == ["decoding in float16 overflowed"]
+    assert np.array_equal(pixels(events), expected)
+
+
+@pytest.mark.slow
+def test_a_decode_in_float16_is_nearly_the_float32_one(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    expected = upscale(engine, job(steps=1))
+    monkeypatch.setattr(engine, "_modules", replace(engine._modules, decode_dtype=torch.float16))
+
+    half = upscale(engine, job(steps=1))
+    assert np.sqrt(np.mean((half.astype(int) - expected.astype(int)) ** 2)) < 2
+
+
+def test_a_decode_that_is_never_finite_fails(make_engine: Make) -> None:
+    engine = make_engine()
+    engine._modules.vae.decoder.conv_out.bias.data.fill_(torch.nan)
+
+    assert "not finite" in failure(run(engine, job(steps=1))).message
+
+
+def out_of_memory(times: int, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Fail *times* times, then work."""
+    left = [times]
+
+    def maybe(*args: Any, **kwargs: Any) -> Any:
+        if left[0] > 0:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 256.00 GiB")
+        return original(*args, **kwargs)
+
+    return maybe
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_that_runs_out_of_memory_is_halved_once(
+    make_engine: Make, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """A batch in two parts, a single row one prompt at a time: the same pictures to a level."""
+    engine = make_engine(rows=(1, 2))
+    jobs = [job(name, steps=1, seed=i) for i, name in enumerate("ab"[:count])]
+    expected = [pixels(run(engine, each), each.job_id) for each in jobs]
+    monkeypatch.setattr("fourfold.engine.sd_x4.predict", out_of_memory(1, sd_x4_unet.predict))
+    events = run(engine, *jobs)
+
+    assert engine.out_of_memory_retries == 1
+    for each, before in zip(jobs, expected, strict=True):
+        assert np.abs(pixels(events, each.job_id).astype(int) - before.astype(int)).max() <= 1
+        assert notes(events, each.job_id)["out_of_memory_retries"] == 1
+
+
+def test_a_step_that_runs_out_of_memory_twice_fails_with_the_size_that_would_fit(
+    make_engine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    with monkeypatch.context() as full:
+        full.setattr("fourfold.engine.sd_x4.predict", out_of_memory(2, None))
+        error = failure(run(engine, job("a", picture(128, 128), steps=1)))
+
+    assert isinstance(error, OutOfMemoryError)
+    assert "64 px square" in error.message
+    assert upscale(engine, job(steps=1)).std() > 0
+
+
+@pytest.mark.parametrize(("times", "fails"), [(1, False), (2, True)])
+def test_a_decode_that_runs_out_of_memory_is_tried_again_in_smaller_strips(
+    make_engine: Make, monkeypatch: pytest.MonkeyPatch, times: int, fails: bool
+) -> None:
+    engine = make_engine()
+    expected = upscale(engine, job(steps=1))
+    monkeypatch.setattr(sd_x4_decode, "_attend", out_of_memory(times, sd_x4_decode._attend))
+    events = run(engine, job(steps=1))
+
+    if fails:
+        assert isinstance(failure(events), OutOfMemoryError)
+    else:
+        assert np.abs(pixels(events).astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_a_cpus_allocator_is_understood_and_other_errors_are_not_swallowed(
+    make_engine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch names a full memory on a CPU only in the text; anything else must reach the process's edge."""
+    engine = make_engine()
+    messages = iter(["DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."] * 2 + ["CUDA error"])
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(next(messages))
+
+    monkeypatch.setattr("fourfold.engine.sd_x4.predict", broken)
+    assert isinstance(failure(run(engine, job(steps=1))), OutOfMemoryError)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        run(engine, job(steps=1))
+
+
+def test_a_picture_that_cannot_fit_is_refused_before_anything_runs(make_engine: Make) -> None:
+    engine = make_engine(budget=800_000_000)
+    with pytest.raises(OutOfMemoryError, match="square"):
+        engine.admit(job("a", picture(512, 512)))
+
+    assert not engine.busy
+    assert engine.card.fixed_bytes < 10_000_000  # the real weights' size, not the card's guess
+
+
+# Files.
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the model that a test may break."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def load(folder: Path) -> StableDiffusionX4Engine:
+    return StableDiffusionX4Engine(registry.card(MODEL), settings=EngineSettings(threads=1), folder=folder)
+
+
+def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailableError, match="does not exist"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model_index.json", "unet/config.json", "low_res_scheduler/scheduler_config.json", "tokenizer/vocab.json"],
+)
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ModelUnavailableError, match=name.rpartition("/")[2]):
+        load(folder)
+
+
+def test_missing_weights_are_named(folder: Path) -> None:
+    for file in (folder / "unet").glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(ModelUnavailableError, match=r"unet/diffusion_pytorch_model\.safetensors is missing"):
+        load(folder)
+
+
+def test_pickled_weights_are_never_read(folder: Path) -> None:
+    for file in (folder / "unet").glob("*.safetensors"):
+        file.unlink()
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ModelUnavailableError, match="pickled"):
+        load(folder)
+
+
+def test_sharded_weights_must_be_complete(folder: Path) -> None:
+    unet = folder / "unet"
+    for file in unet.glob("*.safetensors"):
+        file.unlink()
+    write_json(unet / "diffusion_pytorch_model.safetensors.index.json", {"weight_map": {"a": "part-1.safetensors"}})
+    with pytest.raises(ModelUnavailableError, match="part-1"):
+        check_folder(folder)
+    (unet / "part-1.safetensors").touch()
+    assert check_folder(folder).part_to_variant["unet"] is None
+
+
+def test_damaged_weights_are_refused(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelUnavailableError, match="cannot be loaded"):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\xff"])
+def test_a_configuration_that_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model_index.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ModelUnavailableError):
+        check_folder(tmp_path)
+
+
+def test_another_kind_of_model_is_refused(folder: Path) -> None:
+    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionLatentUpscalePipeline"})
+    with pytest.raises(ModelUnavailableError, match="StableDiffusionLatentUpscalePipeline"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("unet/config.json", {"center_input_sample": True}, "center_input_sample"),
+        ("unet/config.json", {"num_class_embeds": 100}, "noise levels|cannot be loaded"),
+        ("unet/config.json", {"in_channels": 8}, "channels|cannot be loaded"),
+        ("scheduler/scheduler_config.json", {"clip_sample": True}, "clipping"),
+        ("model_index.json", {"max_noise_level": 1000}, "noise levels"),
+    ],
+)
+def test_a_configuration_that_our_loop_does_not_compute_is_refused(
+    folder: Path, file: str, change: dict[str, Any], message: str
+) -> None:
+    write_json(folder / file, {**read_json(folder / file), **change})
+    with pytest.raises(ModelUnavailableError, match=message):
+        load(folder)
+
+
+def test_the_16_bit_variant_is_preferred_on_a_gpu_only(folder: Path) -> None:
+    assert check_folder(folder).part_to_variant["unet"] is None
+    assert check_folder(folder, prefers_half=True).part_to_variant == dict.fromkeys(
+        ("unet", "vae", "text_encoder"), "fp16"
+    )
+
+
+def test_the_registry_knows_whether_the_files_are_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a named folder, by the hub's cache (empty here), and without the packages."""
+    assert registry.why_not_loadable(MODEL, {MODEL: folder}) is None
+    assert registry.why_not_loadable("fourfold/lanczos") is None
+    assert "not on this machine" in (registry.why_not_loadable(MODEL) or "")
+    monkeypatch.setattr(sd_x4_files, "NEEDED_PACKAGES", ("torch", "no_such_package"))
+    assert "fourfold[diffusion]" in (registry.why_not_loadable(MODEL, {MODEL: folder}) or "")
+    with pytest.raises(UnknownModelError):
+        registry.why_not_loadable("nobody/nothing")
+
+
+def test_the_registry_loads_it_under_its_own_id(folder: Path) -> None:
+    engine = registry.load_engine(MODEL, settings=EngineSettings(threads=1, model_paths={MODEL: folder}))
+
+    assert engine.card.model_id == MODEL
+    engine.close()
+    with pytest.raises(ModelUnavailableError, match="not on this machine"):
+        registry.load_engine(MODEL, settings=EngineSettings(threads=1))
+
+
+def test_a_model_in_the_hubs_cache_is_found_offline(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache's layout: refs/main names the snapshot."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / f"models--{MODEL.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(tiny_folder, repository / "snapshots" / ("0" * 40))
+
+    assert registry.why_not_loadable(MODEL) is None
