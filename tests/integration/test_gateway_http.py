@@ -35,7 +35,7 @@ CARD = EngineCard(
 class BrokenCodec(ThreadCodec):
     """A codec with a bug."""
 
-    async def prepare(self, *_: object) -> object:  # type: ignore[override]
+    async def prepare(self, *_: object, **__: object) -> object:  # type: ignore[override]
         raise RuntimeError("secret detail")
 
 

@@ -177,7 +177,7 @@ async def test_fields_that_are_refused(tmp_path: Path, fields: dict[str, str], s
     [
         {"seed": "", "num_inference_steps": "", "safety_check": "", "model_id": "", "prompt": ""},
         {"num_inference_steps": "150", "prompt": "x" * 2000},
-        {"negative_prompt": "x", "scale": "9", "": "?", "IMAGE": "no"},
+        {"upscale_factor": "9", "": "?", "IMAGE": "no"},
         {"seed": " 5 ", "safety_check": "ON"},
     ],
 )
