@@ -8,6 +8,7 @@ that CI is meant to run each fail the run.
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import time
 import uuid
@@ -53,6 +54,8 @@ def _scrub(environ: "os._Environ[str]") -> None:
 
 
 _scrub(os.environ)
+# Who starts us in the background may have Ctrl-C ignored, which every child would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("fourfold", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("fourfold")
 
