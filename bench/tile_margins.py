@@ -37,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--photos", nargs="*", type=Path, default=[])
     parser.add_argument("--models", nargs="*", default=list(MODEL_TO_TUNING))
+    parser.add_argument("--margins", nargs="*", type=int, default=MARGINS_PX)
     parser.add_argument("--bf16", action="store_true", help="measure in bfloat16 instead of float32")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -45,7 +46,9 @@ def main() -> None:
     print(f"{'model':34} {'margin':>7} {'max levels':>11} {'over 1 level':>13} {'over 2':>9}")
     measured = []
     for model_id in options.models:
-        for row in measure(model_id, list(strips.values()), is_bf16=options.bf16, threads=options.threads):
+        inference = load(model_id, is_bf16=options.bf16, threads=options.threads)
+        for row in measure(inference, list(strips.values()), options.margins):
+            row = {"model": model_id, **row}
             measured.append(row)
             print(
                 f"{row['model']:34} {row['margin_px']:>4} px {row['max_levels']:>11} "
@@ -55,16 +58,19 @@ def main() -> None:
     print(json.dumps({"bench": "tile_margins", "bf16": options.bf16, "photos": list(strips), "rows": measured}))
 
 
-def measure(
-    model_id: str, strips: Sequence[NDArray[np.uint8]], *, is_bf16: bool, threads: int
-) -> Iterator[dict[str, Any]]:
-    """Yield, for each margin, how far a cut strip is from the whole one, all photos together."""
+def load(model_id: str, *, is_bf16: bool, threads: int) -> Inference:
     network = join(read_network(*(read_weights(file) for file in card(model_id).weights)))
     tuning = Tuning(parts=MODEL_TO_TUNING[model_id].parts, small_pixels=0)
-    inference = Inference(network, is_bf16=is_bf16, threads=threads, tuning=tuning)
+    return Inference(network, is_bf16=is_bf16, threads=threads, tuning=tuning)
+
+
+def measure(
+    inference: Inference, strips: Sequence[NDArray[np.uint8]], margins_px: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """Yield, for each margin, how far a cut strip is from the whole one, all photos together."""
     keep = Box(0, 0, CUT_PX, STRIP_PX[1])
     wholes = [run(inference, strip, keep) for strip in strips]
-    for margin_px in MARGINS_PX:
+    for margin_px in margins_px:
         levels = np.concatenate(
             [
                 np.abs(run(inference, strip[:, : CUT_PX + margin_px], keep).astype(int) - whole).ravel()
@@ -72,7 +78,6 @@ def measure(
             ]
         )
         yield {
-            "model": model_id,
             "margin_px": margin_px,
             "max_levels": int(levels.max()),
             "over_1": float((levels > 1).mean()),
