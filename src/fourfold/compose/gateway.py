@@ -14,7 +14,7 @@ from fourfold.gateway.dispatch import Dispatcher
 from fourfold.gateway.pinning import Pins
 from fourfold.gateway.submission import Submitter
 from fourfold.imaging import Codec
-from fourfold.processes.lock import FolderLock
+from fourfold.processes.lock import ORPHAN_PATIENCE_S, FolderLock
 from fourfold.processes.role import announce_ready
 from fourfold.processes.serving import authority, listen, serve
 from fourfold.results import FilesystemStore
@@ -40,7 +40,7 @@ async def run_gateway(settings: Settings, stop: asyncio.Event, announce: Announc
         result_bytes=ours.result_download_bytes,
         result_hosts=ours.result_hosts,
     )
-    with listen(ours.host, ours.port) as sock, FolderLock(folder):
+    with listen(ours.host, ours.port) as sock, FolderLock(folder, patience_s=ORPHAN_PATIENCE_S):
         spool = folder / "spool"
         shutil.rmtree(spool, ignore_errors=True)  # what a killed predecessor left
         spool.mkdir()

@@ -19,7 +19,7 @@ from fourfold.imaging import Codec
 from fourfold.orchestrator.app import create_app
 from fourfold.orchestrator.models import ModelConfig
 from fourfold.orchestrator.workers import Endpoint, Workers, external_endpoints, own_models
-from fourfold.processes.lock import FolderLock
+from fourfold.processes.lock import ORPHAN_PATIENCE_S, FolderLock
 from fourfold.processes.role import RoleProcess, announce_ready
 from fourfold.processes.serving import authority, listen, serve
 from fourfold.protocol.tls import ensure_certificate
@@ -100,7 +100,7 @@ async def run_orchestrator(settings: Settings, stop: asyncio.Event, announce: An
     folder = settings.data_dir / "orchestrator"
     models = sold_models(ours.models, settings.worker.model_paths)
     metrics = Metrics("orchestrator")
-    with listen(ours.host, ours.port) as sock, FolderLock(folder):
+    with listen(ours.host, ours.port) as sock, FolderLock(folder, patience_s=ORPHAN_PATIENCE_S):
         host = (ours.service_addr or "").rpartition(":")[0] or ("localhost" if ours.host in _ANY_HOST else ours.host)
         tls = ensure_certificate(folder / "tls", host.strip("[]"))
         store = FilesystemStore(folder / "results", ttl_s=ours.result_ttl_s, max_bytes=ours.result_bytes)

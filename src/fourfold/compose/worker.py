@@ -17,7 +17,7 @@ from fourfold.engine import registry
 from fourfold.engine.base import EngineCard
 from fourfold.errors import ConfigError, UnknownModelError
 from fourfold.imaging import Codec
-from fourfold.processes.lock import FolderLock
+from fourfold.processes.lock import ORPHAN_PATIENCE_S, FolderLock
 from fourfold.processes.role import announce_ready
 from fourfold.processes.serving import authority, listen, serve
 from fourfold.telemetry import Metrics
@@ -111,7 +111,7 @@ async def run_worker(settings: Settings, stop: asyncio.Event, announce: Announce
     ours = settings.worker
     folder = settings.data_dir / "worker"
     sock = listen(ours.host, ours.port)
-    with sock, FolderLock(folder):
+    with sock, FolderLock(folder, patience_s=ORPHAN_PATIENCE_S):
         async with open_worker(ours, folder / "cache", Metrics("worker")) as worker:
             app = create_worker_app(worker, ours)
             async with drains(stop, worker.drain):

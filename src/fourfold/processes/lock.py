@@ -2,9 +2,10 @@
 
 import os
 import sys
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from fourfold.errors import ConfigError
 
@@ -14,11 +15,18 @@ else:
     import fcntl
 
 
+#: An orphan ends within 3 s of its owner; a role started in its place waits a little longer.
+ORPHAN_PATIENCE_S: Final = 6.0
+_PAUSE_S: Final = 0.1
+
+
 class FolderLock(AbstractContextManager["FolderLock"]):
     """Holds ``<folder>/lock`` while open. The system lets go of it when the process dies, however it dies."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, patience_s: float = 0.0) -> None:
+        """*patience_s*: how long to wait for a holder that may be about to end, as an orphan of a killed owner is."""
         self._folder = folder
+        self._patience_s = patience_s
         self._file: IO[Any] | None = None
 
     def __enter__(self) -> "FolderLock":
@@ -28,19 +36,17 @@ class FolderLock(AbstractContextManager["FolderLock"]):
             self._file = (self._folder / "lock").open("a+")
         except OSError as exc:
             raise ConfigError(f"cannot use the data folder {self._folder}: {exc.strerror}") from exc
-        try:
-            if sys.platform == "win32":
-                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+        deadline = time.monotonic() + self._patience_s
+        while (refusal := _refusal(self._file)) is not None and time.monotonic() < deadline:
+            time.sleep(_PAUSE_S)
+        if refusal is not None:
             self._file.seek(0)
             holder = self._file.read(32).strip() or "unknown"
             self._file.close()
             self._file = None
             raise ConfigError(
                 f"{self._folder} is in use by process {holder}; stop it, or give this one its own --data-dir"
-            ) from exc
+            ) from refusal
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()
@@ -50,3 +56,15 @@ class FolderLock(AbstractContextManager["FolderLock"]):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _refusal(file: IO[Any]) -> OSError | None:
+    """Take the lock on *file*; return why it cannot be had."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        return exc
+    return None

@@ -1,6 +1,7 @@
 """One process at a time in a data folder."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,14 @@ def test_a_folder_that_cannot_be_made_is_a_settings_error(tmp_path: Path) -> Non
 
     with pytest.raises(ConfigError, match="file"):
         FolderLock(tmp_path / "file" / "data").__enter__()
+
+
+def test_a_holder_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
+    """A role that is started again must not fail because the orphan of its predecessor has a moment to go."""
+    held = FolderLock(tmp_path).__enter__()
+    timer = threading.Timer(0.2, held.__exit__, (None, None, None))
+    timer.start()
+
+    with FolderLock(tmp_path, patience_s=30):
+        pass
+    timer.join()
