@@ -91,7 +91,8 @@ class _Routes:
         """Upscale one picture (multipart: image, prompt, model_id, safety_check, seed, num_inference_steps)."""
         self._authorize(request)
         job_id = wire.check_job_id(request.headers.get(wire.JOB_HEADER) or uuid.uuid4().hex)
-        request_id.set(request.headers.get(wire.REQUEST_ID_HEADER, "")[:128])
+        asked = request.headers.get(wire.REQUEST_ID_HEADER, "")
+        request_id.set(asked if wire.is_request_id(asked) else job_id)
         with ExitStack() as held:
             folder = held.enter_context(self.worker.admit(f"{job_id}-{secrets.token_hex(4)}"))
             order = await self._read_order(request, job_id, folder)
@@ -165,6 +166,7 @@ class _Routes:
         upload = await read_form(
             request.stream(),
             request.headers.get("content-type", ""),
+            names=wire.FIELD_NAMES,
             image_path=folder / "upload",
             max_bytes=limits.upload_bytes,
             max_parts=limits.form_fields,
