@@ -9,6 +9,7 @@ from fourfold.config import GatewaySettings
 from fourfold.gateway.app import create_app
 from fourfold.gateway.app_edge import Edge
 from fourfold.gateway.openapi import document
+from fourfold.gateway.output_form import OUTPUT_NAMES
 from fourfold.protocol import wire
 from fourfold.telemetry import Metrics
 
@@ -81,6 +82,7 @@ def test_the_form_is_livepeers_and_ours() -> None:
     ours = {"output_format", "quality", "metadata", "scale", "width", "height", "fit", "tileable"}
     assert set(form["properties"]) == livepeers | ours
     assert form["required"] == ["image"]
+    assert {"image"} | wire.FIELD_NAMES | OUTPUT_NAMES >= set(form["properties"]), "described, but never read"
     assert form["properties"]["seed"]["maximum"] == wire.MAX_WIRE_SEED
 
 

@@ -21,7 +21,6 @@ from fourfold.telemetry import request_id
 
 log = logging.getLogger(__name__)
 
-_SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:+/=@~-]{1,128}\Z")
 _SAFE_HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9_, -]{1,1000}\Z")
 _EXPOSED: Final = ", ".join(
     (
@@ -62,7 +61,7 @@ class Edge:
             return
         headers = Headers(scope=scope)
         asked = headers.get(wire.REQUEST_ID_HEADER, "")
-        token = request_id.set(asked if _SAFE_ID.match(asked) else secrets.token_hex(16))
+        token = request_id.set(asked if wire.is_request_id(asked) else secrets.token_hex(16))
         has_body = headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers
         is_public = scope["path"] not in self._private_paths
         exchange = _Exchange(receive, send, is_public=is_public, has_body=has_body)

@@ -23,7 +23,7 @@ from fourfold.errors import (
 from fourfold.gateway.app_stream import file_response
 from fourfold.gateway.board import JobBoard
 from fourfold.gateway.dispatch import Delivered, Dispatcher
-from fourfold.gateway.output_form import Wanted, parse_wanted
+from fourfold.gateway.output_form import OUTPUT_NAMES, Wanted, parse_wanted
 from fourfold.gateway.ports import Clock
 from fourfold.gateway.public_url import result_url
 from fourfold.processes.serving import unless_gone
@@ -96,6 +96,7 @@ async def _read_upload(
             upload = await read_form(
                 request.stream(),
                 request.headers.get("Content-Type", ""),
+                names=wire.FIELD_NAMES | OUTPUT_NAMES,
                 image_path=folder / "upload",
                 max_bytes=limits.upload_bytes,
                 max_parts=limits.form_fields,

@@ -10,6 +10,9 @@ from fourfold.errors import InvalidParameterError, ValidationError
 from fourfold.imaging import FORMATS, OutputOptions
 from fourfold.protocol.wire import read_boolean, read_integer
 
+#: The fields of the form that are read here.
+OUTPUT_NAMES: Final = frozenset({"output_format", "quality", "metadata", "scale", "width", "height", "fit", "tileable"})
+
 _MEDIA_TYPE_TO_FORMAT: Final = {known.media_type: name for name, known in FORMATS.items()}
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,12}(?:\.[0-9]{0,12})?\Z")
 _JSON: Final = "application/json"

@@ -1,5 +1,6 @@
 """What a file is, told from its bytes, and whether it is within the limits, told from its header."""
 
+import re
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -20,6 +21,8 @@ _UNREAD: Final = {
     "BMP": "it is rare and comes in many dialects",
 }
 _FRAMES: Final = 2_000
+#: A line of libvips with one of these names a file of ours.
+_SEPARATOR: Final = re.compile(r"[/\\]")
 
 # Operations that libvips itself marks as unfit for bytes from strangers never run in our processes.
 pyvips.block_untrusted_set(True)
@@ -111,5 +114,5 @@ def orientation(image: Any) -> int:
 
 def refuse(exc: pyvips.Error) -> NoReturn:
     """Raise InvalidImageError in libvips' words, without its operation names and paths."""
-    lines = [line.strip() for line in exc.detail.splitlines() if line.strip()]
+    lines = [line.strip() for line in exc.detail.splitlines() if line.strip() and not _SEPARATOR.search(line)]
     raise InvalidImageError(f"the image is damaged or incomplete: {lines[0] if lines else 'unreadable'}") from exc

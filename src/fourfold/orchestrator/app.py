@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import re
 import secrets
 import time
 import uuid
@@ -39,7 +38,6 @@ from fourfold.telemetry import Metrics, request_id
 log = logging.getLogger(__name__)
 
 _MAX_GRPC_BYTES: Final = 256 * 1024
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
 
 class StoredResult(Protocol):
@@ -164,7 +162,7 @@ class OrchestratorApp:
         """Hand gRPC to gRPC and everything else to HTTP."""
         if scope["type"] == "http":
             given = read_headers(scope).get(wire.REQUEST_ID_HEADER.lower(), "")
-            request_id.set(given if _REQUEST_ID.match(given) else uuid.uuid4().hex)
+            request_id.set(given if wire.is_request_id(given) else uuid.uuid4().hex)
             send = _with_request_id(send)
             if is_grpc(scope):
                 await self._grpc(scope, receive, send)

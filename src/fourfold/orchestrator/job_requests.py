@@ -142,6 +142,7 @@ class JobRequests:
         upload = await read_form(
             aiter(body),
             headers.get("content-type", ""),
+            names=wire.FIELD_NAMES,
             image_path=files.upload,
             max_bytes=limits.upload_bytes,
             max_parts=limits.form_fields,

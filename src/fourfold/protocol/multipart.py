@@ -4,7 +4,7 @@ Bounded in every direction: bytes of the body, number of parts, bytes of a field
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -16,6 +16,7 @@ from fourfold.errors import StorageFullError, UploadTooLargeError, ValidationErr
 
 FIELD_BYTES: Final = 64 * 1024  #: a text field larger than this is no prompt
 _HEADER_BYTES: Final = 8 * 1024  #: all headers of one part
+_BOUNDARY_BYTES: Final = 256  #: the parser's own limit; RFC 2046 allows 70
 #: A body may be slow for so long; from then on its mean rate counts. A byte a second only holds a place.
 _SLOW_S: Final = 20.0
 _LEAST_BYTES_PER_S: Final = 1_000
@@ -23,7 +24,7 @@ _LEAST_BYTES_PER_S: Final = 1_000
 
 @dataclass(slots=True)
 class Upload:
-    """What a form held: its text fields (the first of each name) and the image's file, None where none came."""
+    """What a form held: the text fields asked for (the first of each name), the image's file, None where none came."""
 
     fields: dict[str, str] = field(default_factory=dict)
     image: Path | None = None
@@ -34,6 +35,7 @@ async def read_form(
     chunks: AsyncIterator[bytes],
     content_type: str,
     *,
+    names: Collection[str],
     image_path: Path,
     max_bytes: int,
     max_parts: int,
@@ -41,7 +43,8 @@ async def read_form(
 ) -> Upload:
     """Read the whole form from *chunks*; the part named ``image`` goes to *image_path*.
 
-    The caller removes *image_path* in every outcome. Filenames and the parts' content types are ignored.
+    The caller removes *image_path* in every outcome. Filenames and the parts' content types are ignored, and so are
+    parts of other names than *names*, whatever is in them: clients send masks, buttons and files of their own.
 
     Raises:
         ValidationError: the body is no multipart form, is damaged, has too many parts, stops for *silence_s*, or
@@ -54,10 +57,12 @@ async def read_form(
         raise ValidationError(
             f"expected Content-Type multipart/form-data with a boundary, got {content_type[:100]!r}", field="body"
         )
+    if len(options[b"boundary"]) > _BOUNDARY_BYTES:
+        raise ValidationError(f"a boundary may have {_BOUNDARY_BYTES} bytes, got more", field="body")
     received = 0
     clock = asyncio.get_running_loop().time
     started = clock()
-    with _FormReader(options[b"boundary"], image_path, max_parts) as reader:
+    with _FormReader(options[b"boundary"], names, image_path, max_parts) as reader:
         try:
             async for chunk in _with_timeout(chunks, silence_s):
                 received += len(chunk)
@@ -87,8 +92,9 @@ async def _with_timeout(chunks: AsyncIterator[bytes], silence_s: float) -> Async
 class _FormReader:
     """Turns the parser's callbacks into an :class:`Upload`."""
 
-    def __init__(self, boundary: bytes, image_path: Path, max_parts: int) -> None:
+    def __init__(self, boundary: bytes, names: Collection[str], image_path: Path, max_parts: int) -> None:
         self._upload = Upload()
+        self._names = frozenset(names)
         self._image_path = image_path
         self._max_parts = max_parts
         self._parts = 0
@@ -162,7 +168,7 @@ class _FormReader:
         if self._name == "image" and self._upload.image is None:
             self._file = self._image_path.open("wb")
             self._upload.image = self._image_path
-        elif self._name not in ("", "image", *self._upload.fields):
+        elif self._name in self._names and self._name not in self._upload.fields:
             self._text = bytearray()
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:

@@ -4,7 +4,7 @@ import base64
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 from fourfold.errors import InvalidParameterError, ValidationError
@@ -54,6 +54,7 @@ _DECIMAL: Final = re.compile(r"[+-]?[0-9]{1,30}\Z")
 _TRUE: Final = frozenset({"true", "1", "t", "yes", "y", "on"})
 _FALSE: Final = frozenset({"false", "0", "f", "no", "n", "off"})
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:+/=@~-]{1,128}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,10 @@ class UpscaleFields:
             if (value := getattr(self, name)) is not None:
                 form[name] = str(value)
         return form
+
+
+#: The text fields that :func:`parse_fields` reads.
+FIELD_NAMES: Final = frozenset(field.name for field in fields(UpscaleFields))
 
 
 def parse_fields(form: Mapping[str, str], *, max_prompt_chars: int, max_steps: int) -> UpscaleFields:
@@ -172,6 +177,11 @@ def check_job_id(text: str) -> str:
 def data_url(png: bytes) -> str:
     """Return *png* as the data URL that Livepeer's peers expect of a worker."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def is_request_id(text: str) -> bool:
+    """Whether a caller's ``X-Request-ID`` is taken over: each hop decides alike, so that one id names all of a job."""
+    return _REQUEST_ID.match(text) is not None
 
 
 def decode_data_url(url: str) -> bytes | None:

@@ -9,7 +9,7 @@ import base64
 import json
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,16 +65,20 @@ def create_app(worker: Worker, settings: WorkerSettings) -> FastAPI:
     return app
 
 
-class _SentFile(FileResponse):
-    """A file whose folder is given back once it was sent, or could not be."""
+class _Held(Response):
+    """Sends *answer*; then its order's folder and place are given back, whether it was sent, broke off or never began.
 
-    def __init__(self, path: Path, *, release: Callable[[], None], headers: Mapping[str, str]) -> None:
-        super().__init__(path, media_type="image/png", headers=headers)
+    Around the whole answer: its body is not even asked for where the client leaves just before.
+    """
+
+    def __init__(self, answer: Response, release: Callable[[], None]) -> None:
+        super().__init__()
+        self._answer = answer
         self._release = release
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await self._answer(scope, receive, send)
         finally:
             self._release()
 
@@ -91,7 +95,8 @@ class _Routes:
         """Upscale one picture (multipart: image, prompt, model_id, safety_check, seed, num_inference_steps)."""
         self._authorize(request)
         job_id = wire.check_job_id(request.headers.get(wire.JOB_HEADER) or uuid.uuid4().hex)
-        request_id.set(request.headers.get(wire.REQUEST_ID_HEADER, "")[:128])
+        asked = request.headers.get(wire.REQUEST_ID_HEADER, "")
+        request_id.set(asked if wire.is_request_id(asked) else job_id)
         with ExitStack() as held:
             folder = held.enter_context(self.worker.admit(f"{job_id}-{secrets.token_hex(4)}"))
             order = await self._read_order(request, job_id, folder)
@@ -165,6 +170,7 @@ class _Routes:
         upload = await read_form(
             request.stream(),
             request.headers.get("content-type", ""),
+            names=wire.FIELD_NAMES,
             image_path=folder / "upload",
             max_bytes=limits.upload_bytes,
             max_parts=limits.form_fields,
@@ -227,15 +233,16 @@ class _Routes:
                 headers[wire.MODE_HEADER] = done.notes["mode"]
             if done.notes.get("warnings"):
                 headers[wire.WARNINGS_HEADER] = json.dumps(done.notes["warnings"])
-            return _SentFile(done.path, release=release, headers=headers)
+            return _Held(FileResponse(done.path, media_type="image/png", headers=headers), release)
         head = b'{"images":[{"url":"data:image/png;base64,'
         tail = f'","seed":{done.seed},"nsfw":{headers[wire.NSFW_HEADER]}}}]}}'.encode()
         size = len(head) + -(-done.path.stat().st_size // 3) * 4 + len(tail)
-        return StreamingResponse(
-            _released(_base64_json(done.path, head, tail), release),
+        answer = StreamingResponse(
+            _off_the_loop(_base64_json(done.path, head, tail)),
             media_type="application/json",
             headers=headers | {"Content-Length": str(size)},
         )
+        return _Held(answer, release)
 
 
 def _options(fields: wire.UpscaleFields) -> DiffusionOptions:
@@ -254,13 +261,10 @@ def _base64_json(path: Path, head: bytes, tail: bytes) -> Iterator[bytes]:
     yield tail
 
 
-async def _released(chunks: Iterator[bytes], release: Callable[[], None]) -> AsyncIterator[bytes]:
-    """Yield *chunks*, read off the event loop; call *release* at the end, however it comes."""
-    try:
-        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-            yield chunk
-    finally:
-        release()
+async def _off_the_loop(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield *chunks*, each read in a thread."""
+    while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+        yield chunk
 
 
 def _is_ours(request: Request) -> bool:

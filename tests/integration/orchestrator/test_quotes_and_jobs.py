@@ -210,8 +210,17 @@ async def test_a_request_id_is_made_where_none_or_a_wrong_one_came(start, our_wo
     async with start(our_worker.url) as running:
         made = [
             (await running.client.get(running.url + "/healthz", headers=headers)).headers[wire.REQUEST_ID_HEADER]
-            for headers in ({}, {wire.REQUEST_ID_HEADER: "x" * 65}, {wire.REQUEST_ID_HEADER: "a b"})
+            for headers in ({}, {wire.REQUEST_ID_HEADER: "x" * 129}, {wire.REQUEST_ID_HEADER: "a b"})
         ]
 
         assert all(len(one) == 32 for one in made)
         assert len(set(made)) == 3
+
+
+async def test_every_request_id_that_a_gateway_takes_over_is_kept(start, our_worker):
+    """Else one job would have two names, in two logs."""
+    theirs = {wire.REQUEST_ID_HEADER: "Root=1-5759e988:" + "a/b+c=@~._" * 11}
+    async with start(our_worker.url) as running:
+        reply = await running.client.get(running.url + "/healthz", headers=theirs)
+
+        assert reply.headers[wire.REQUEST_ID_HEADER] == theirs[wire.REQUEST_ID_HEADER]

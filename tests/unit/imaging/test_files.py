@@ -324,3 +324,15 @@ def test_samples_that_are_no_pictures_are_refused(tmp_path: Path, format_: str) 
 
     with pytest.raises(UnsupportedFormatError, match="8 or 16 bits"):
         formats.inspect(tmp_path / "a.tif", LIMITS)
+
+
+def test_a_refusal_names_no_file_of_ours(tmp_path: Path) -> None:
+    """Libvips' words on a broken AVIF begin with the path of the spooled upload."""
+    path = tmp_path / "spool of a job" / "upload"
+    path.parent.mkdir()
+    path.write_bytes(b"\0\0\0\x18ftypavif" + bytes(200))
+
+    with pytest.raises(InvalidImageError) as refused:
+        formats.inspect(path, LIMITS)
+    assert "heif: Invalid input" in refused.value.message
+    assert "upload" not in refused.value.message

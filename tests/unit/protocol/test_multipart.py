@@ -11,6 +11,7 @@ from fourfold.protocol.multipart import Upload, read_form
 
 BOUNDARY = "xyzzy"
 TYPE = f"multipart/form-data; boundary={BOUNDARY}"
+NAMES = {"prompt", "seed"}
 
 
 def part(name: str, value: bytes, extra: str = "") -> bytes:
@@ -27,7 +28,8 @@ async def pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
 
 async def read(body: bytes, tmp_path: Path, *, size: int = 7, content_type: str = TYPE, **options: int) -> Upload:
     limits = {"max_bytes": 10_000, "max_parts": 10, "silence_s": 1} | options
-    return await read_form(pieces(body, size), content_type, image_path=tmp_path / "image", **limits)  # type: ignore[arg-type]
+    image = tmp_path / "image"
+    return await read_form(pieces(body, size), content_type, names=NAMES, image_path=image, **limits)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
@@ -49,6 +51,15 @@ async def test_the_first_of_a_name_counts(tmp_path: Path) -> None:
     upload = await read(body, tmp_path)
 
     assert (upload.fields, (tmp_path / "image").read_bytes()) == ({"seed": "1"}, b"a")
+
+
+async def test_parts_of_other_names_are_ignored_whatever_is_in_them(tmp_path: Path) -> None:
+    """A mask, a button, a file under another name: neither text nor of any size, and no reason to refuse."""
+    others = part("mask", b"\xff\xd8" * 50_000, '; filename="m.jpg"') + part("image[]", b"\xff") + part("submit", b"Go")
+
+    upload = await read(others + part("seed", b"1") + part("image", b"a") + END, tmp_path, max_bytes=10**6)
+
+    assert (upload.fields, upload.image_bytes) == ({"seed": "1"}, 1)
 
 
 async def test_an_image_sent_as_text_is_still_the_image(tmp_path: Path) -> None:
@@ -73,8 +84,9 @@ async def test_no_image_is_told_from_an_empty_one(tmp_path: Path) -> None:
         (part("a", b"b"), TYPE),
         (b"no boundary at all", TYPE),
         (END[:-4], TYPE),
-        (part("a", b"\xff\xfe") + END, TYPE),
-        (part("a", b"x" * 70_000) + END, TYPE),
+        (b"", f"multipart/form-data; boundary={'b' * 300}"),
+        (part("prompt", b"\xff\xfe") + END, TYPE),
+        (part("prompt", b"x" * 70_000) + END, TYPE),
         (part("a", b"b", "; " + "x" * 9_000) + END, TYPE),
         (b"".join(part(f"f{i}", b"") for i in range(11)) + END, TYPE),
     ],
@@ -101,7 +113,9 @@ async def test_a_silent_sender_is_refused(tmp_path: Path) -> None:
         yield END
 
     with pytest.raises(ValidationError, match="stopped arriving"):
-        await read_form(stalls(), TYPE, image_path=tmp_path / "i", max_bytes=1000, max_parts=5, silence_s=0.05)
+        await read_form(
+            stalls(), TYPE, names=NAMES, image_path=tmp_path / "i", max_bytes=1000, max_parts=5, silence_s=0.05
+        )
 
 
 async def test_a_disk_that_takes_no_upload_is_507(tmp_path: Path) -> None:
@@ -110,6 +124,7 @@ async def test_a_disk_that_takes_no_upload_is_507(tmp_path: Path) -> None:
         await read_form(
             pieces(part("image", b"x") + END, 10),
             TYPE,
+            names=NAMES,
             image_path=tmp_path / "gone" / "image",
             max_bytes=1000,
             max_parts=5,
