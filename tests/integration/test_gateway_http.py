@@ -327,8 +327,15 @@ async def test_metrics(client: httpx2.AsyncClient) -> None:
     """Jobs, errors and stages, in Prometheus' text."""
     await client.post("/upscale", files={"image": ("a", png())})
     await client.post("/upscale", files={"image": ("a", b"x")})
+    for number in range(3):
+        await client.post("/upscale", files={"image": ("a", png())}, data={"model_id": f"made-up/{number}"})
 
     text = (await client.get("/metrics")).text
+
+    assert "made-up" not in text
+    assert 'fourfold_errors_total{blame="client",code="unknown_model",role="gateway"} 3.0' in text
+    assert f'fourfold_job_seconds_count{{model_id="{MODEL}",role="gateway"}} 1.0' in text
+    assert 'fourfold_peers{role="gateway",state="up"} 1.0' in text
 
     assert f'fourfold_jobs_total{{model_id="{MODEL}",outcome="succeeded",role="gateway"}} 1.0' in text
     assert 'fourfold_errors_total{blame="client",code="unsupported_format",role="gateway"} 1.0' in text

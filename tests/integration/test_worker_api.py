@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import signal
 import threading
 import time
@@ -157,6 +158,22 @@ def test_the_runner_api_is_complete(client: httpx2.Client) -> None:
     assert {"utilization_compute", "utilization_memory"} <= set(stats["gpu_stats"]["0"])
     assert set(version) == {"pipeline", "model_id", "version"}
     assert "fourfold_stage_seconds" in client.get("/metrics").text
+
+
+def test_each_refusal_is_counted_once_and_no_made_up_model_is_a_label(client: httpx2.Client) -> None:
+    """What the caller was told, by code."""
+
+    def refusals() -> float:
+        told = re.search(r'fourfold_errors_total{.*code="invalid_parameter".*} (.*)', client.get("/metrics").text)
+        assert told is not None
+        return float(told[1])
+
+    before = refusals()
+    for number in range(3):
+        post(client, headers=OURS, model_id=f"made-up/{number}")
+
+    assert refusals() == before + 3
+    assert "made-up" not in client.get("/metrics").text
 
 
 def test_an_unknown_path_is_json_too(client: httpx2.Client) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel
@@ -12,6 +12,9 @@ from rich.table import Table
 from fourfold import config
 from fourfold.cli.app import app
 from fourfold.cli.status import FAILED_STATUS
+from fourfold.cli.text import printable
+
+_Role = Literal["gateway", "orchestrator", "worker"]
 
 config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 app.add_typer(config_app, name="config")
@@ -37,6 +40,24 @@ def doctor(config_file: ConfigOption = None, as_json: JsonOption = False) -> Non
             table.add_row(finding.verdict.value, finding.subject, finding.found, finding.advice)
         Console().print(table)
     if any(finding.verdict is Verdict.FAIL for finding in findings):
+        raise typer.Exit(FAILED_STATUS)
+
+
+@app.command()
+def health(
+    role: Annotated[_Role, typer.Argument(help="Which role to ask.")] = "gateway",
+    url: Annotated[
+        str | None, typer.Option(help="Its base URL; else this machine, at the port of the settings.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 5.0,
+    config_file: ConfigOption = None,
+) -> None:
+    """Ask a running role whether it can take work. Exit status 1 if it cannot, or does not answer."""
+    from fourfold.compose.health import ask, base_url
+
+    found = ask(role, url or base_url(role, config.load(config_file, role=role).settings), timeout_s=timeout)
+    typer.echo(f"{role}: {printable(found.text)}", err=not found.is_well)
+    if not found.is_well:
         raise typer.Exit(FAILED_STATUS)
 
 

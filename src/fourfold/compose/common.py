@@ -60,3 +60,9 @@ async def sweep_forever(store: ResultStore) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
         await store.sweep()
+
+
+def reachable(host: str) -> str:
+    """Return an address of this machine under which a server on *host* is reached from it, as it stands in a URL."""
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # compared with, not bound to
+    return f"[{local}]" if ":" in local else local

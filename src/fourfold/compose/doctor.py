@@ -11,10 +11,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from fourfold.compose.common import loadable_cards
-from fourfold.compose.worker import device_limits, usable_cores
+from fourfold.compose.limits import usable_cores, usable_memory_bytes
+from fourfold.compose.worker import device_limits
 from fourfold.config import Settings
 from fourfold.engine.base import EngineCard
 from fourfold.engine.registry import cards
@@ -78,7 +77,7 @@ def _bf16() -> Finding:
 
 def _memory(settings: Settings) -> Iterator[Finding]:
     budget = device_limits(settings.worker).memory_bytes
-    total = psutil.virtual_memory().total
+    total = usable_memory_bytes()
     found = f"{total / _GIB:.1f} GiB, of which a device may use {budget / _GIB:.1f}"
     if budget > total:
         yield Finding("memory", Verdict.FAIL, found, "lower worker.memory_bytes")

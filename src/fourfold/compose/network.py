@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from fourfold.compose.common import Announce
+from fourfold.compose.common import Announce, reachable
 from fourfold.compose.models import sold_models
 from fourfold.config import Settings, to_json
 from fourfold.errors import ConfigError
@@ -18,7 +18,7 @@ async def run_up(settings: Settings, stop: asyncio.Event, announce: Announce = a
         settings.orchestrator.models, settings.worker.model_paths
     )  # a wrong file is told here, once, before anything starts
     settings = _with_ports(settings)
-    seller = f"https://{_reachable(settings.orchestrator.host)}:{settings.orchestrator.port}"
+    seller = f"https://{reachable(settings.orchestrator.host)}:{settings.orchestrator.port}"
     sellers = (seller, *settings.gateway.orchestrators)
     ours = settings.model_copy(update={"gateway": settings.gateway.model_copy(update={"orchestrators": sellers})})
     async with (
@@ -28,7 +28,7 @@ async def run_up(settings: Settings, stop: asyncio.Event, announce: Announce = a
         for role in (orchestrator, gateway):
             if not await _ready_or_stopped(role, stop):
                 return
-        url = f"http://{_reachable(settings.gateway.host)}:{settings.gateway.port}"
+        url = f"http://{reachable(settings.gateway.host)}:{settings.gateway.port}"
         announce({"role": "up", "gateway": url, "orchestrator": seller})
         await _first_of(stop, orchestrator.gave_up, gateway.gave_up)
         if not stop.is_set():
@@ -79,9 +79,3 @@ def _with_ports(settings: Settings) -> Settings:
             "orchestrator": orchestrator.model_copy(update={"port": ports[1]}),
         }
     )
-
-
-def _reachable(host: str) -> str:
-    """Return an address of this machine under which a server on *host* is reached from it."""
-    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # compared with, not bound to
-    return f"[{local}]" if ":" in local else local

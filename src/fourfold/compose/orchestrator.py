@@ -105,7 +105,12 @@ async def run_orchestrator(settings: Settings, stop: asyncio.Event, announce: An
         tls = ensure_certificate(folder / "tls", host.strip("[]"))
         store = FilesystemStore(folder / "results", ttl_s=ours.result_ttl_s, max_bytes=ours.result_bytes)
         async with _endpoints(settings, models, metrics) as endpoints:
-            workers = Workers(endpoints, check_s=ours.worker_check_s, timeout_s=ours.worker_timeout_s)
+            workers = Workers(
+                endpoints,
+                check_s=ours.worker_check_s,
+                timeout_s=ours.worker_timeout_s,
+                on_retry=metrics.count_error,
+            )
             async with (
                 Codec(on_restart=lambda: metrics.restarted("codec")) as codec,
                 workers,

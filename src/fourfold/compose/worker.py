@@ -1,7 +1,6 @@
 """A worker: its device's child, its codec and its HTTP."""
 
 import asyncio
-import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -9,9 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from fourfold.compose.common import Announce, drains, loadable_cards
+from fourfold.compose.limits import usable_cores, usable_memory_bytes
 from fourfold.config import Settings, WorkerSettings
 from fourfold.engine import registry
 from fourfold.engine.base import EngineCard
@@ -45,17 +43,11 @@ def worker_cards(settings: WorkerSettings) -> Mapping[str, EngineCard]:
         raise ConfigError(f"worker.models: {exc.message}") from exc
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may run on; two threads of one core count once where that is known."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
-
-
 def device_limits(settings: WorkerSettings) -> DeviceLimits:
     """Return what the device's child may use: what is set, else every core and half of the memory."""
     return DeviceLimits(
         threads=settings.threads or usable_cores(),
-        memory_bytes=settings.memory_bytes or psutil.virtual_memory().total // 2,
+        memory_bytes=settings.memory_bytes or usable_memory_bytes() // 2,
         float32=settings.precision == "float32",
         capacity=settings.capacity,
         load_timeout_s=settings.load_timeout_s,

@@ -40,6 +40,7 @@ def create_app(
         The lifetimes of the parts are the caller's: ``discovery.run()`` runs beside the server, ``board.drain()``
         comes before its end, *dispatcher* is left after it.
     """
+    metrics.watch_peers(up=lambda: len(discovery) - len(discovery.troubles()), down=lambda: len(discovery.troubles()))
     upscale = upscale_endpoint(
         settings, board=board, dispatcher=dispatcher, store=store, spool=spool, clock=clock or SystemClock()
     )

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from fourfold.errors import FourfoldError, NotFoundError, ValidationError
+from fourfold.errors import Blame, FourfoldError, NotFoundError, ValidationError
 from fourfold.telemetry import Metrics, request_id
 
 #: Seconds after which the same request may succeed.
@@ -51,7 +51,7 @@ def handlers(metrics: Metrics) -> dict[Any, Any]:
 
     async def known(_: Request, exc: Exception) -> Response:
         assert isinstance(exc, FourfoldError)
-        metrics.count_error(exc.code, exc.blame.name.lower())
+        metrics.count_error(exc)
         return error_response(exc)
 
     async def http(request: Request, exc: Exception) -> Response:
@@ -59,7 +59,7 @@ def handlers(metrics: Metrics) -> dict[Any, Any]:
         if exc.status_code == 404:
             return await known(request, NotFoundError(f"nothing is at {request.url.path[:200]}"))
         code = "method_not_allowed" if exc.status_code == 405 else "http_error"
-        metrics.count_error(code, "client")
+        metrics.count_refusal(code, Blame.CLIENT)
         message = exc.detail
         if exc.status_code == 405 and exc.headers:
             message = f"{request.method} is not for this address; use {exc.headers.get('Allow', '')}"

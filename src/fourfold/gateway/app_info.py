@@ -14,7 +14,7 @@ from fourfold.gateway.discovery import Discovery
 from fourfold.gateway.openapi import document
 from fourfold.gateway.selection import Offer, resolve_model
 from fourfold.protocol.units import WEI_PER_ETH
-from fourfold.telemetry import Metrics
+from fourfold.telemetry import EXPOSITION_TYPE, Metrics
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -112,7 +112,7 @@ def metrics_endpoint(metrics: Metrics) -> Endpoint:
     """Return the handler of ``GET /metrics``."""
 
     async def exposition(_: Request) -> Response:
-        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics.exposition(), media_type=EXPOSITION_TYPE)
 
     return exposition
 

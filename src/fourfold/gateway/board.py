@@ -50,8 +50,9 @@ class JobBoard:
         self._is_draining = False
         self._emptied = asyncio.Event()
         self._emptied.set()
-        metrics.queued.labels(metrics.role).set_function(
-            lambda: sum(job.state is JobState.QUEUED for job in self.jobs())
+        metrics.watch_jobs(
+            in_flight=lambda: len(self._open),
+            queued=lambda: sum(job.state is JobState.QUEUED for job in self.jobs()),
         )
 
     @property
@@ -76,7 +77,6 @@ class JobBoard:
         open_job = OpenJob(Job(job_id, self._clock.monotonic()), self._clock)
         self._open[job_id] = open_job
         self._emptied.clear()
-        self._metrics.in_flight.labels(self._metrics.role).set(len(self._open))
         try:
             yield open_job
         except BaseException as exc:
@@ -88,7 +88,6 @@ class JobBoard:
             del self._open[job_id]
             if not self._open:
                 self._emptied.set()
-            self._metrics.in_flight.labels(self._metrics.role).set(len(self._open))
             self._record(open_job)
 
     async def drain(self, timeout_s: float) -> bool:
@@ -119,7 +118,11 @@ class JobBoard:
         else:
             log.info("job_ended", extra={**facts, "code": job.error_code})
         self._metrics.job_ended(
-            job.state.value, model_id=model_id, input_pixels=open_job.input_pixels, fee_wei=open_job.fee
+            job.state.value,
+            model_id=model_id,
+            input_pixels=open_job.input_pixels,
+            fee_wei=open_job.fee,
+            seconds=job.seconds or 0.0,
         )
 
 

@@ -89,6 +89,10 @@ class Discovery:
             for name, peer in self._peers.items():
                 tasks.create_task(self._keep_fresh(peer), name=f"discover-{name}")
 
+    def __len__(self) -> int:
+        """Return how many orchestrators are configured."""
+        return len(self._peers)
+
     def offers(self, model_id: str | None = None) -> list[Offer]:
         """Return the offers known now, of one model or of all."""
         now_s = self._clock.monotonic()

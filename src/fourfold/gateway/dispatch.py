@@ -228,7 +228,7 @@ class Dispatcher:
                 await self._note_failure(task, offer, exc)
                 if attempts.is_over:
                     raise
-                self._metrics.count_error(exc.code, exc.blame.name.lower())
+                self._metrics.count_error(exc)
             task.open_job.to(JobState.QUEUED)
 
     async def _attempt(self, task: _Task, offer: Offer) -> tuple[Offer, Answer, Path, Measures]:

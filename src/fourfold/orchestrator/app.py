@@ -33,7 +33,7 @@ from fourfold.orchestrator.workers import Slot, Workers
 from fourfold.protocol import livepeer_pb2 as pb
 from fourfold.protocol import routes, wire
 from fourfold.protocol.grpc_asgi import Call, GrpcApp, GrpcError, Status, Unary, is_grpc
-from fourfold.telemetry import Metrics, request_id
+from fourfold.telemetry import EXPOSITION_TYPE, Metrics, request_id
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,10 @@ def create_app(
         limits=settings.limits,
     )
     address = ServiceAddress(service_url)
+    metrics.watch_peers(
+        up=lambda: sum(worker.is_ready for worker in workers.workers),
+        down=lambda: sum(not worker.is_ready for worker in workers.workers),
+    )
     requests = JobRequests(
         Counter(admission, workers, metrics),
         results,
@@ -96,7 +100,8 @@ def create_app(
         base_url=address.of_request,
         metrics=metrics,
     )
-    return OrchestratorApp(offering, requests, results, address, settings=settings, metrics=metrics)
+    metrics.watch_jobs(in_flight=lambda: len(requests.jobs), queued=lambda: requests.jobs.queued + workers.waiting)
+    return OrchestratorApp(offering, requests, results, address, settings=settings, workers=workers, metrics=metrics)
 
 
 class ServiceAddress:
@@ -131,6 +136,7 @@ class OrchestratorApp:
         address: ServiceAddress,
         *,
         settings: OrchestratorSettings,
+        workers: Workers,
         metrics: Metrics,
     ) -> None:
         self.requests = requests
@@ -138,6 +144,7 @@ class OrchestratorApp:
         self._results = results
         self._address = address
         self._silence_s = settings.body_timeout_s
+        self._workers = workers
         self._metrics = metrics
         self._grpc = GrpcApp(
             {
@@ -154,8 +161,9 @@ class OrchestratorApp:
                 Route(routes.JOBS + "/{job_id}/events", self._events, methods=["GET"]),
                 Route(routes.HEALTHZ, self._healthz, methods=["GET"]),
                 Route(routes.METRICS, self._exposition, methods=["GET"]),
+                Route(routes.WORKER_METRICS, self._worker_exposition, methods=["GET"]),
             ],
-            exception_handlers={FourfoldError: _on_error, HTTPException: _on_http_error},
+            exception_handlers={FourfoldError: self._on_error, HTTPException: _on_http_error},
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -224,7 +232,17 @@ class OrchestratorApp:
 
     async def _exposition(self, _: Request) -> Response:
         """Give the counters in Prometheus' text format."""
-        return Response(self._metrics.exposition(), media_type="text/plain; version=0.0.4")
+        return Response(self._metrics.exposition(), media_type=EXPOSITION_TYPE)
+
+    async def _worker_exposition(self, _: Request) -> Response:
+        """Give the counters of our own worker, which nobody else can reach."""
+        return Response(await self._workers.own_metrics(), media_type=EXPOSITION_TYPE)
+
+    async def _on_error(self, _: Request, exc: Exception) -> Response:
+        assert isinstance(exc, FourfoldError)
+        self._metrics.count_error(exc)
+        reply = json_failure(exc, request_id=request_id.get())
+        return Response(reply.body, reply.status, dict(reply.headers), media_type=reply.content_type)
 
 
 class _Endpoint:
@@ -235,12 +253,6 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._handler(scope, receive, send)
-
-
-async def _on_error(_: Request, exc: Exception) -> Response:
-    assert isinstance(exc, FourfoldError)
-    reply = json_failure(exc, request_id=request_id.get())
-    return Response(reply.body, reply.status, dict(reply.headers), media_type=reply.content_type)
 
 
 async def _on_http_error(_: Request, exc: Exception) -> Response:

@@ -117,7 +117,7 @@ class JobRequests:
         is_cancelled = isinstance(error, CancelledByClientError)
         event = "job_cancelled" if is_cancelled else "job_failed" if has_run else "job_refused"
         blame = error.blame.name.lower()
-        self._metrics.count_error(error.code, blame)
+        self._metrics.count_error(error)
         log.info(event, extra={"job_id": job.job_id if job else "", "code": error.code, "blame": blame})
 
     @contextlib.contextmanager

@@ -74,6 +74,11 @@ class Jobs:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def queued(self) -> int:
+        """How many of them no worker has had yet."""
+        return sum(job.state is JobState.QUEUED for job in self._jobs.values())
+
     @contextlib.contextmanager
     def open(self, job_id: str, task: asyncio.Task[Any]) -> Iterator[Job]:
         """Hold a job while the context lasts; how the context ends is how the job ended.

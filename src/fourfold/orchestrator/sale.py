@@ -58,22 +58,23 @@ class Counter:
         pixels, fee = Pixels(0), Wei(0)
         # An id that is not sold here is the caller's invention, and no label.
         known_id = fields.model_id if self._workers.serving(fields.model_id) else ""
-        with self._metrics.in_flight.labels(self._metrics.role).track_inprogress():
-            try:
-                async with self._admission.admit(claims, files.upload) as admitted:
-                    pixels, fee = admitted.input_pixels, admitted.fee
-                    job.tell(JobState.RUNNING)
-                    log.info("job_admitted", extra=_facts(job, fields, input_pixels=pixels, fee_wei=fee))
-                    task = Task(request_id, files.upload, fields, files.result, job.watched, job.progress, max_bits)
-                    result = await self._workers.run(admitted.slot, task)
-                outcome = "succeeded"
-            except FourfoldError:
-                outcome = "failed" if job.has_run else "refused"
-                raise
-            finally:
-                self._metrics.job_ended(outcome, model_id=known_id, input_pixels=pixels, fee_wei=fee)
-        took_s = self._clock() - started
-        self._metrics.observe_stage("work", took_s, model_id=known_id)
+        took_s = 0.0
+        try:
+            async with self._admission.admit(claims, files.upload) as admitted:
+                pixels, fee = admitted.input_pixels, admitted.fee
+                job.tell(JobState.RUNNING)
+                log.info("job_admitted", extra=_facts(job, fields, input_pixels=pixels, fee_wei=fee))
+                admitted_at = self._clock()
+                task = Task(request_id, files.upload, fields, files.result, job.watched, job.progress, max_bits)
+                result = await self._workers.run(admitted.slot, task)
+                self._metrics.observe_stage("work", self._clock() - admitted_at, model_id=known_id)
+            outcome = "succeeded"
+        except FourfoldError:
+            outcome = "failed" if job.has_run else "refused"
+            raise
+        finally:
+            took_s = self._clock() - started
+            self._metrics.job_ended(outcome, model_id=known_id, input_pixels=pixels, fee_wei=fee, seconds=took_s)
         facts = {"fee_wei": fee, "result_bytes": result.bytes, "duration_s": round(took_s, 3), "safety": result.safety}
         log.info("job_done", extra=_facts(job, fields, input_pixels=pixels, **facts))
         return Sale(result, pixels, fee, took_s)

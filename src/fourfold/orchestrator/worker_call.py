@@ -128,6 +128,14 @@ async def version(client: httpx2.AsyncClient, address: Address) -> str:
     return found if isinstance(found, str) and found else "0.0.0"
 
 
+async def metrics(client: httpx2.AsyncClient, address: Address) -> bytes:
+    """Return the worker's counters in Prometheus' text format. Raises: as :func:`health`."""
+    response, body = await _get(client, address, routes.METRICS)
+    if response.status_code != 200:
+        raise WorkerFailedError(f"expected counters from the worker's {routes.METRICS}, got {response.status_code}")
+    return body
+
+
 async def forget(client: httpx2.AsyncClient, address: Address, job_id: str) -> None:
     """Tell a worker once, without insisting, that nobody waits for *job_id* any more."""
     if address.is_ours is False:
@@ -179,13 +187,7 @@ async def _relay(client: httpx2.AsyncClient, address: Address, order: WorkOrder)
 
 async def _get_json(client: httpx2.AsyncClient, address: Address, path: str) -> tuple[httpx2.Headers, dict[str, Any]]:
     """Return headers and JSON object of a short answer. Raises: UnreachableError, WorkerFailedError."""
-    try:
-        async with asyncio.timeout(_SHORT_S):
-            with translated():
-                async with client.stream("GET", address.url + path, headers=_headers(address)) as response:
-                    body = await _read_short(response)
-    except TimeoutError:
-        raise UnreachableError(f"the worker did not answer {path} within {_SHORT_S:g} s") from None
+    response, body = await _get(client, address, path)
     try:
         answer = json.loads(body) if response.status_code == 200 else None
     except ValueError:
@@ -193,6 +195,17 @@ async def _get_json(client: httpx2.AsyncClient, address: Address, path: str) -> 
     if not isinstance(answer, dict):
         raise WorkerFailedError(f"expected JSON from the worker's {path}, got status {response.status_code}")
     return response.headers, answer
+
+
+async def _get(client: httpx2.AsyncClient, address: Address, path: str) -> tuple[httpx2.Response, bytes]:
+    """Return a short answer and its body. Raises: UnreachableError."""
+    try:
+        async with asyncio.timeout(_SHORT_S):
+            with translated():
+                async with client.stream("GET", address.url + path, headers=_headers(address)) as response:
+                    return response, await _read_short(response)
+    except TimeoutError:
+        raise UnreachableError(f"the worker did not answer {path} within {_SHORT_S:g} s") from None
 
 
 async def _read_short(response: httpx2.Response) -> bytes:

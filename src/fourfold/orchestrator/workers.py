@@ -20,6 +20,7 @@ from fourfold.errors import (
     DeadlineExceededError,
     FourfoldError,
     NoCapacityError,
+    NotFoundError,
     OutOfMemoryError,
     Retry,
     UnreachableError,
@@ -166,7 +167,8 @@ class Workers:
     """All workers of one orchestrator. Use as a context manager: leaving it ends the checks and the connections.
 
     Args: *check_s*, pause between two health checks of a worker; *timeout_s*, the longest a job may take, its retry
-        included; *revive_s*, how long a job waits for its model's only worker to come back; *max_result_bytes*.
+        included; *revive_s*, how long a job waits for its model's only worker to come back; *max_result_bytes*;
+        *on_retry*, told of each failure after which a job is tried once more.
     """
 
     def __init__(
@@ -177,6 +179,7 @@ class Workers:
         timeout_s: float,
         revive_s: float = REVIVE_S,
         max_result_bytes: int = 3 * 2**30,
+        on_retry: Callable[[FourfoldError], None] = lambda _error: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.workers = tuple(ConnectedWorker(endpoint) for endpoint in endpoints)
@@ -184,8 +187,10 @@ class Workers:
         self._timeout_s = timeout_s
         self._revive_s = revive_s
         self._max_result_bytes = max_result_bytes
+        self._on_retry = on_retry
         self._clock = clock
         self._changed = asyncio.Event()
+        self.waiting = 0  #: jobs that wait for another worker, or for theirs to come back
         self._stack = AsyncExitStack()
         self._group: asyncio.TaskGroup
         self._client: httpx2.AsyncClient
@@ -237,6 +242,7 @@ class Workers:
                     if error.retry is Retry.NEVER:
                         raise
                     await self._move(slot, task.fields.model_id, error)
+                    self._on_retry(error)
                     log.warning("worker_retry", extra={"code": error.code, "model_id": task.fields.model_id})
                 return await self._attempt(slot.worker, task)
         except TimeoutError:
@@ -246,6 +252,18 @@ class Workers:
         """Return once a worker for *model_id* is ready."""
         while not any(worker.is_ready for worker in self.serving(model_id)):
             await self._changed.wait()
+
+    async def own_metrics(self) -> bytes:
+        """Return the counters of the orchestrator's own worker, in Prometheus' text format.
+
+        Nobody else can ask it: where it listens is known to the orchestrator alone, and another place after a restart.
+
+        Raises: NotFoundError if every worker is somebody else's; UnreachableError, WorkerFailedError.
+        """
+        own = next((w for w in self.workers if not isinstance(w.endpoint, ExternalEndpoint)), None)
+        if own is None:
+            raise NotFoundError("every worker of this orchestrator has a url of its own; ask there for /metrics")
+        return await worker_call.metrics(self._client, own.address())
 
     async def _attempt(self, worker: ConnectedWorker, task: Task) -> WorkResult:
         """Have *task* done on *worker*. A worker that drops the connection is down until a check finds it again."""
@@ -276,6 +294,7 @@ class Workers:
         """Take the slot to another worker with room, or wait for the same one; raise *error* if neither can be had."""
         # A worker that is full or too small is so in a moment, too.
         is_same_worth_it = not isinstance(error, NoCapacityError | OutOfMemoryError)
+        self.waiting += 1
         try:
             async with asyncio.timeout(self._revive_s):
                 while True:
@@ -290,6 +309,8 @@ class Workers:
                     await self._changed.wait()
         except TimeoutError:
             raise error from None
+        finally:
+            self.waiting -= 1
 
     def _with_room(self, model_id: str, besides: ConnectedWorker | None = None) -> ConnectedWorker | None:
         """Return the least loaded worker for *model_id* that has room."""

@@ -12,6 +12,8 @@ HEALTHZ: Final = "/healthz"
 LIVEZ: Final = "/livez"
 READYZ: Final = "/readyz"
 METRICS: Final = "/metrics"
+#: At an orchestrator: those of its own worker.
+WORKER_METRICS: Final = "/metrics/worker"
 HARDWARE_INFO: Final = "/hardware/info"
 HARDWARE_STATS: Final = "/hardware/stats"
 VERSION: Final = "/version"

@@ -34,7 +34,7 @@ from fourfold.errors import (
 from fourfold.processes.serving import unless_gone
 from fourfold.protocol import routes, wire
 from fourfold.protocol.multipart import read_form
-from fourfold.telemetry import request_id
+from fourfold.telemetry import EXPOSITION_TYPE, request_id
 from fourfold.worker import hardware
 from fourfold.worker.feeds import Feeds
 from fourfold.worker.orders import Upscaled, WorkOrder
@@ -59,9 +59,22 @@ def create_app(worker: Worker, settings: WorkerSettings) -> FastAPI:
     app.add_api_route(routes.METRICS, routes_of.metrics)
     app.add_api_route(routes.JOBS + "/{job_id}", routes_of.cancel, methods=["DELETE"])
     app.add_api_route(routes.JOBS + "/{job_id}/events", routes_of.events)
-    app.add_exception_handler(FourfoldError, _on_error)
+
+    async def on_error(request: Request, exc: Exception) -> Response:
+        """Count each failure that a caller is told of, once, here."""
+        assert isinstance(exc, FourfoldError)
+        worker.metrics.count_error(exc)
+        return _error_response(request, exc)
+
+    async def on_crash(_: Request, exc: Exception) -> Response:
+        """Answer for a bug of ours; the framework logs the traceback."""
+        worker.metrics.count_refusal(FourfoldError.code, FourfoldError.blame)
+        content = {"detail": {"msg": "the worker failed; its log has the reason"}}
+        return JSONResponse(content, status_code=500, headers={wire.ERROR_HEADER: FourfoldError.code})
+
+    app.add_exception_handler(FourfoldError, on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_crash)
+    app.add_exception_handler(Exception, on_crash)
     return app
 
 
@@ -129,7 +142,7 @@ class _Routes:
 
     async def metrics(self) -> Response:
         """Give the counters in Prometheus' text format."""
-        return Response(self.worker.metrics.exposition(), media_type="text/plain; version=0.0.4")
+        return Response(self.worker.metrics.exposition(), media_type=EXPOSITION_TYPE)
 
     async def cancel(self, request: Request, job_id: str) -> Response:
         """Cancel a job that runs or waits here."""
@@ -272,9 +285,8 @@ def _is_ours(request: Request) -> bool:
     return request.headers.get(wire.PROTOCOL_HEADER) == wire.PROTOCOL_VERSION
 
 
-async def _on_error(request: Request, exc: Exception) -> Response:
+def _error_response(request: Request, exc: FourfoldError) -> Response:
     """Turn any FourfoldError into the body that this caller understands."""
-    assert isinstance(exc, FourfoldError)
     status = exc.http_status
     headers = {wire.ERROR_HEADER: exc.code}
     if not _is_ours(request) and request.url.path.startswith(routes.UPSCALE):
@@ -294,12 +306,3 @@ async def _on_http_error(request: Request, exc: Exception) -> Response:
     """Give the framework's own refusals (no such path, wrong method) the same shape."""
     assert isinstance(exc, HTTPException)
     return JSONResponse({"detail": {"msg": str(exc.detail)}}, status_code=exc.status_code, headers=exc.headers)
-
-
-async def _on_crash(request: Request, exc: Exception) -> Response:
-    """Answer for a bug of ours; the framework logs the traceback."""
-    return JSONResponse(
-        {"detail": {"msg": "the worker failed; its log has the reason"}},
-        status_code=500,
-        headers={wire.ERROR_HEADER: FourfoldError.code},
-    )

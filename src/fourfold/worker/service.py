@@ -47,7 +47,7 @@ class Worker:
         self._limits = limits
         self._open = 0
         self._draining = False
-        metrics.queued.labels(metrics.role).set_function(lambda: max(0, self._open - device.running))
+        metrics.watch_jobs(in_flight=lambda: self._open, queued=lambda: max(0, self._open - device.running))
         shutil.rmtree(cache, ignore_errors=True)  # what a killed predecessor left; the folder's lock is ours
         cache.mkdir(parents=True)
 
@@ -82,7 +82,6 @@ class Worker:
         if self._open >= self._max_orders:
             raise NoCapacityError(f"insufficient capacity: {self._open} orders are open; try again soon")
         self._open += 1
-        self.metrics.in_flight.labels(self.metrics.role).set(self._open)
         folder = self._cache / job_id
         try:
             folder.mkdir()
@@ -90,7 +89,6 @@ class Worker:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             self._open -= 1
-            self.metrics.in_flight.labels(self.metrics.role).set(self._open)
 
     async def upscale(
         self, order: WorkOrder, folder: Path, on_progress: OnProgress = lambda _done, _total: None
@@ -102,14 +100,18 @@ class Worker:
         card = self.cards.get(order.model_id)
         if card is None:
             raise UnknownModelError(f"this worker runs {', '.join(self.cards)}; got {order.model_id!r}")
+        started = time.monotonic()
+        outcome, pixels = "cancelled", 0
         try:
             done = await self._upscale(order, card, folder, on_progress)
+            outcome, pixels = "succeeded", done.input_pixels
         except FourfoldError as exc:
-            self.metrics.count_error(exc.code, exc.blame.name.lower())
-            self.metrics.job_ended("failed", model_id=card.model_id)
+            outcome = "failed"
             log.warning("order_failed", extra={"job_id": order.job_id, "model_id": card.model_id, "code": exc.code})
             raise
-        self.metrics.job_ended("succeeded", model_id=card.model_id, input_pixels=done.input_pixels)
+        finally:
+            seconds = time.monotonic() - started
+            self.metrics.job_ended(outcome, model_id=card.model_id, input_pixels=pixels, seconds=seconds)
         for stage, seconds in done.stages_s.items():
             self.metrics.observe_stage(stage, seconds, model_id=card.model_id)
         facts = {f"{stage}_s": round(seconds, 3) for stage, seconds in done.stages_s.items()}

@@ -31,6 +31,7 @@ from fourfold.protocol import routes, wire
 from fourfold.protocol.capabilities import demand
 from fourfold.protocol.tls import ensure_certificate
 from fourfold.results import FilesystemStore
+from fourfold.telemetry import Metrics
 
 MODEL = "stabilityai/stable-diffusion-x4-upscaler"
 
@@ -333,12 +334,14 @@ def start(tmp_path: Path) -> Start:
         configs = models or [ModelConfig(MODEL, url=url, token="secret", warm=True) for url in urls]
         files = ensure_certificate(tmp_path / "tls", "127.0.0.1")
         results = FilesystemStore(tmp_path / "results", ttl_s=60, max_bytes=10**8)
+        metrics = Metrics("orchestrator")
         own = OrchestratorSettings(worker_timeout_s=worker_timeout_s, **settings)
         async with Workers(
             [*external_endpoints(configs), *(endpoints or [])],
             check_s=0.05,
             timeout_s=worker_timeout_s,
             revive_s=revive_s,
+            on_retry=metrics.count_error,
         ) as workers:
             app = create_app(
                 own,
@@ -348,6 +351,7 @@ def start(tmp_path: Path) -> Start:
                 results=results,
                 spool=tmp_path / "spool",
                 service_url=service_url,
+                metrics=metrics,
             )
             if ready:
                 async with asyncio.timeout(5):

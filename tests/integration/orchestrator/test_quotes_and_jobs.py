@@ -1,6 +1,7 @@
 """The path through the orchestrator: ask for a quote, post a job, get a picture, in both dialects."""
 
 import base64
+from dataclasses import dataclass
 from decimal import Decimal
 
 from fourfold.orchestrator.models import ModelConfig
@@ -203,6 +204,46 @@ async def test_health_and_metrics(start, our_worker):
         assert 'fourfold_errors_total{blame="gateway",code="invalid_credentials",role="orchestrator"} 1.0' in metrics
         assert f'fourfold_input_pixels_total{{model_id="{MODEL}",role="orchestrator"}} 48.0' in metrics
         assert 'fourfold_jobs_in_flight{role="orchestrator"} 0.0' in metrics
+        assert 'fourfold_jobs_queued{role="orchestrator"} 0.0' in metrics
+        assert f'fourfold_job_seconds_count{{model_id="{MODEL}",role="orchestrator"}} 1.0' in metrics
+        assert 'fourfold_peers{role="orchestrator",state="up"} 1.0' in metrics
+
+
+async def test_a_model_that_a_client_made_up_is_no_label(start, our_worker):
+    """Anybody can send a name; Prometheus keeps each one that it is told for ever."""
+    async with start(our_worker.url) as running:
+        for number in range(3):
+            reply = await running.upscale(model_id=f"made-up/{number}")
+            assert reply.status_code != 200
+        metrics = (await running.client.get(running.url + "/metrics")).text
+
+        assert "made-up" not in metrics
+        assert 'fourfold_jobs_total{model_id="",outcome="refused",role="orchestrator"} 3.0' in metrics
+
+
+async def test_the_counters_of_a_worker_come_through_its_own_orchestrator_alone(start, our_worker):
+    """Somebody else's worker is asked where it is; an own one that is down is told from one without counters."""
+
+    @dataclass
+    class Own:
+        url: str | None
+        token: str | None = "secret"
+        models: tuple[str, ...] = (MODEL,)
+        capacity: int = 1
+
+    async with start(our_worker.url) as running:
+        foreign = await running.client.get(running.url + "/metrics/worker")
+    own = Own(our_worker.url)
+    async with start(endpoints=[own], models=[ModelConfig(MODEL)]) as running:
+        told = await running.client.get(running.url + "/metrics/worker")
+        own.url = None
+        down = await running.client.get(running.url + "/metrics/worker")
+        metrics = (await running.client.get(running.url + "/metrics")).text
+
+    assert (foreign.status_code, foreign.headers["Fourfold-Error"]) == (404, "not_found")
+    assert (told.status_code, told.headers["Fourfold-Error"]) == (502, "worker_failed")  # the stand-in has none
+    assert (down.status_code, down.headers["Fourfold-Error"]) == (502, "unreachable")
+    assert 'fourfold_errors_total{blame="network",code="unreachable",role="orchestrator"} 1.0' in metrics
 
 
 async def test_a_request_id_is_made_where_none_or_a_wrong_one_came(start, our_worker):

@@ -279,11 +279,17 @@ async def test_a_job_waits_for_its_only_worker_to_come_back(start, raw_worker, o
         assert (busy.status_code, busy.headers["Fourfold-Error"]) == (503, "insufficient_capacity")
         down = await running.ask()
         assert down.capabilities.constraints.PerCapability[30].models[MODEL].capacity == 0
+        waiting = (await running.client.get(running.url + "/metrics")).text
         endpoint.url = our_worker.url
         reply = await job
+        metrics = (await running.client.get(running.url + "/metrics")).text
 
         assert (reply.status_code, reply.content) == (200, make_png(32, 24))
         assert (worker.jobs, len(our_worker.jobs)) == (1, 1)
+        for state in ('jobs_in_flight{role="orchestrator"}', 'jobs_queued{role="orchestrator"}'):
+            assert f"fourfold_{state} 1.0" in waiting and f"fourfold_{state} 0.0" in metrics
+        assert 'fourfold_peers{role="orchestrator",state="down"} 1.0' in waiting
+        assert 'fourfold_errors_total{blame="network",code="unreachable",role="orchestrator"} 1.0' in metrics
         await running.until_nothing_held()
 
 
