@@ -4,6 +4,9 @@
 set -euo pipefail
 missing=()
 command -v curl >/dev/null || missing+=(curl)
+# For Livepeer's JavaScript SDKs (scripts/node_sdks.sh).
+command -v node >/dev/null || missing+=(nodejs)
+command -v npm >/dev/null || missing+=(npm)
 [ ${#missing[@]} -gt 0 ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "installing what the tests need of the system: ${missing[*]}"
