@@ -13,10 +13,9 @@ import fourfold
 from fourfold.config import OrchestratorSettings, WorkerSettings
 from fourfold.errors import ClientError, error_for, walk
 from fourfold.gateway.openapi import document
-from fourfold.orchestrator.app import OrchestratorApp
+from fourfold.orchestrator.app import create_app as create_orchestrator_app
 from fourfold.protocol import livepeer_errors, routes, wire
 from fourfold.protocol import livepeer_pb2 as pb
-from fourfold.telemetry import Metrics
 from fourfold.worker.app import create_app as create_worker_app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,15 +70,15 @@ def test_the_gateways_routes() -> None:
     assert described == routes_on_page("gateway")
 
 
-def test_the_orchestrators_routes() -> None:
+def test_the_orchestrators_routes(tmp_path: Path) -> None:
     """HTTP and gRPC."""
-    app = OrchestratorApp(
-        None,  # type: ignore[arg-type]
-        None,  # type: ignore[arg-type]
-        None,  # type: ignore[arg-type]
-        None,  # type: ignore[arg-type]
-        settings=OrchestratorSettings(),
-        metrics=Metrics("orchestrator"),
+    app = create_orchestrator_app(
+        OrchestratorSettings(),
+        [],
+        workers=None,  # type: ignore[arg-type]
+        codec=None,  # type: ignore[arg-type]
+        results=None,  # type: ignore[arg-type]
+        spool=tmp_path,
     )
 
     assert served(app._http.routes) == routes_on_page("orchestrator")
