@@ -30,6 +30,7 @@ check: dev ## Format, lint, types, import contracts, and the tests that take sec
 
 test: dev $(SDK_STAMPS) ## Every test: also slow ones, real processes, other people's SDKs
 	@scripts/system.sh
+	@scripts/node_sdks.sh
 	$(PYTEST) tests
 
 demo: install ## A real gateway, orchestrator and worker upscale a photo; the pictures are left in demo/
@@ -50,7 +51,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	scripts/install.sh --dev
 	@touch $@
 
-# One environment for each SDK, as they want different versions of the same packages.
+# Environments of their own for other people's SDKs; those for Node are made by the target that needs them, as Node may be
+# missing.
 .venvs/.installed-%: scripts/sdk_%.sh $(wildcard tests/acceptance/sdk/*.txt)
 	@mkdir -p .venvs
 	$<

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from fourfold.engine.base import EngineJob, JobFailed
-from fourfold.engine.realesrgan import MODEL_TO_TUNING
+from fourfold.engine.realesrgan import MODEL_TO_TUNING, tuning_of
 from fourfold.engine.registry import card, load_engine
 from fourfold.engine.settings import EngineSettings
 
@@ -61,7 +61,7 @@ def measure(model_id: str, threads: int) -> dict[str, Any]:
     """Return what one model needs in this process: idle at most, while running, and for each pixel of a large tile."""
     import openvino  # noqa: F401 - so that it counts as there before the model
 
-    tuning, about = MODEL_TO_TUNING[model_id], card(model_id)
+    tuning, about = tuning_of(model_id), card(model_id)
     before = resident_bytes()
     engine = load_engine(model_id, settings=EngineSettings(threads=threads, has_bf16=True))
     idle = [resident_bytes() - before]

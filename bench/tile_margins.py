@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fourfold.engine.inference import Inference, Tuning
 from fourfold.engine.ncnn_files import read_network
 from fourfold.engine.pieces import join
-from fourfold.engine.realesrgan import MODEL_TO_TUNING
+from fourfold.engine.realesrgan import MODEL_TO_TUNING, tuning_of
 from fourfold.engine.registry import card
 from fourfold.engine.tiling import Box
 from fourfold.engine.weights import read_weights
@@ -60,7 +60,7 @@ def main() -> None:
 
 def load(model_id: str, *, is_bf16: bool, threads: int) -> Inference:
     network = join(read_network(*(read_weights(file) for file in card(model_id).weights)))
-    tuning = Tuning(parts=MODEL_TO_TUNING[model_id].parts, small_pixels=0)
+    tuning = Tuning(parts=tuning_of(model_id).parts, small_pixels=0)
     return Inference(network, is_bf16=is_bf16, threads=threads, tuning=tuning)
 
 

@@ -5,6 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 missing=()
 command -v curl >/dev/null || missing+=(curl)
+# For Livepeer's JavaScript SDKs (scripts/node_sdks.sh).
+command -v node >/dev/null || missing+=(nodejs)
+command -v npm >/dev/null || missing+=(npm)
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing what the tests need of the system: ${missing[*]}"

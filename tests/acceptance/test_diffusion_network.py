@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,3 +118,28 @@ def test_a_wrong_option_is_the_clients_fault(network: Running, field: str, value
     )
 
     assert answer.status_code == status
+
+
+def test_the_commands_in_livepeers_documentation_work(network: Running, tmp_path: Path) -> None:
+    """`curl` as their page on upscaling has it, but for the two places it leaves open: send, then fetch the URL.
+
+    Source: livepeer/docs ``ai/pipelines/upscale.mdx``.
+    """
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed: scripts/system.sh, which `make test` runs")
+    Image.fromarray(picture()).save(tmp_path / "low_res_cat.png")
+    send = r"""curl -X POST https://<gateway-ip>/upscale \
+    -F model_id="stabilityai/stable-diffusion-x4-upscaler" \
+    -F image=@<PATH_TO_IMAGE>/low_res_cat.png \
+    -F prompt="A white cat"
+"""
+    send = send.replace("https://<gateway-ip>", network.ready["gateway"]).replace("<PATH_TO_IMAGE>", str(tmp_path))
+    said = subprocess.run(["bash", "-c", send], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120)
+
+    (made,) = json.loads(said.stdout)["images"]
+    assert sorted(made) == ["nsfw", "seed", "url"]
+    fetch = f'curl -O "{made["url"]}"'
+    subprocess.run(["bash", "-c", fetch], cwd=tmp_path, capture_output=True, check=True, timeout=60)
+    height, width = picture().shape[:2]
+    with Image.open(tmp_path / made["url"].rpartition("/")[2]) as result:
+        assert result.size == (4 * width, 4 * height)

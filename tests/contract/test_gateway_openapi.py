@@ -1,5 +1,6 @@
 """The checked-in description against the code, and against the routes."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -75,12 +76,13 @@ def test_operations_have_unique_names() -> None:
 
 
 def test_the_form_is_livepeers_and_ours() -> None:
-    """Livepeer's six fields, one of them required, and ours, all of them optional."""
+    """What is passed on to a model, how the result is wanted, and the image, which alone is required."""
     form = DOCUMENT["components"]["schemas"]["UpscaleForm"]
 
-    livepeers = {"image", "prompt", "model_id", "safety_check", "seed", "num_inference_steps"}
-    ours = {"output_format", "quality", "metadata", "scale", "width", "height", "fit", "tileable"}
-    assert set(form["properties"]) == livepeers | ours
+    passed_on = {field.name for field in dataclasses.fields(wire.UpscaleFields)}
+    wanted = {"output_format", "quality", "metadata", "scale", "width", "height", "fit", "tileable"}
+    assert set(form["properties"]) == {"image"} | passed_on | wanted
+    assert {"prompt", "model_id", "safety_check", "seed", "num_inference_steps"} <= passed_on  # Livepeer's
     assert form["required"] == ["image"]
     assert {"image"} | wire.FIELD_NAMES | OUTPUT_NAMES >= set(form["properties"]), "described, but never read"
     assert form["properties"]["seed"]["maximum"] == wire.MAX_WIRE_SEED

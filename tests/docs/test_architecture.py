@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md names what exists."""
+"""ARCHITECTURE.md and docs/glossary.md name what exists."""
 
 import importlib
 import re
@@ -12,6 +12,7 @@ from fourfold.errors import walk
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "ARCHITECTURE.md").read_text()
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
 
 
 def rows_of_life() -> list[list[str]]:
@@ -72,3 +73,26 @@ def test_every_package_has_its_line() -> None:
     there = {path.stem for path in folder.iterdir() if path.is_dir() or path.suffix == ".py"}
 
     assert {name for name in there if not name.startswith("_")} == listed
+
+
+def glossary() -> list[list[str]]:
+    """Return the cells of the glossary's lines."""
+    rows = [line for line in GLOSSARY.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[1:]]
+
+
+@pytest.mark.parametrize(
+    "name", sorted({name for *_, where in glossary() for name in re.findall(r"`([\w.]+)`", where)})
+)
+def test_a_name_in_the_glossary_exists(name: str) -> None:
+    """It can be imported under the name that the page gives; a whole module is not, as some load torch."""
+    module = Path(fourfold.__file__).parent.joinpath(*name.split(".")).with_suffix(".py")
+    assert module.exists() or resolve(name) is not None
+
+
+def test_the_glossary_can_be_looked_up() -> None:
+    """A line for each word, in the order of the alphabet, and none twice."""
+    words = [word.replace("*", "").lower() for word, *_ in glossary()]
+
+    assert words == sorted(set(words))
+    assert [word for word, meaning, _ in glossary() if not meaning] == []

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -74,14 +73,6 @@ def test_the_example_of_ai_models_json_is_accepted() -> None:
     assert models[0].model_id == "fourfold/realesrgan-x4plus"
 
 
-@pytest.fixture(scope="module")
-def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run ``fourfold up`` on free ports."""
-    data_dir = tmp_path_factory.mktemp("up")
-    with running("up", "--port", "0", "--orchestrator-port", "0", "--data-dir", str(data_dir)) as command:
-        yield command.ready["gateway"]
-
-
 def run(line: str, base_url: str, folder: Path) -> str:
     """Type *line* at a shell in *folder*, with this installation's command on the path; return what it prints."""
     if not (folder / "examples").exists():
@@ -122,6 +113,16 @@ def test_the_upscale_command_writes_a_picture(line: str, base_url: str, tmp_path
     [result] = [*tmp_path.glob("*.png"), *(tmp_path / "examples").glob("*.png")]
     with Image.open(result) as picture:
         assert picture.size == (1024, 768)
+
+
+@pytest.mark.slow
+def test_the_models_command_lists_the_models(tmp_path: Path) -> None:
+    """Those of the README's table."""
+    [line] = [line for line in command_lines_of("fourfold") if line == "fourfold models"]
+
+    listed = run(line, "", tmp_path)
+
+    assert all(model_id in listed for model_id in re.findall(r"^\| `(fourfold/[\w-]+)`", README, re.MULTILINE))
 
 
 @pytest.mark.slow

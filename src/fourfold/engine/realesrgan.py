@@ -14,6 +14,7 @@ from fourfold.engine.tiling import Box, Tile
 from fourfold.engine.turns import Turns, Work
 from fourfold.engine.weights import read_weights
 
+#: Measured (bench/engine_cpu.py, bench/engine_memory.py); a network runs without an entry, too.
 MODEL_TO_TUNING: Final[Mapping[str, Tuning]] = MappingProxyType(
     {
         "fourfold/realesrgan-x4plus": Tuning(parts=6, small_pixels=65_536, warm_pixels=4_096),
@@ -22,6 +23,13 @@ MODEL_TO_TUNING: Final[Mapping[str, Tuning]] = MappingProxyType(
         "fourfold/realesr-animevideov3": Tuning(parts=1, small_pixels=16_384, warm_pixels=16_384),
     }
 )
+#: For a network that nobody has measured: neither the fastest nor the smallest way to run it, and right for any size.
+UNMEASURED: Final = Tuning(parts=2, small_pixels=16_384)
+
+
+def tuning_of(model_id: str) -> Tuning:
+    """Return how the network of *model_id* is run best, as far as that is known."""
+    return MODEL_TO_TUNING.get(model_id, UNMEASURED)
 
 
 class RealEsrganEngine:
@@ -35,7 +43,7 @@ class RealEsrganEngine:
         """
         self._card = card
         self._settings = settings
-        self._tuning = tuning or MODEL_TO_TUNING[card.model_id]
+        self._tuning = tuning or tuning_of(card.model_id)
         self._turns = Turns(stop_step=self._stop_step)
         param, weights = (read_weights(file) for file in card.weights)
         self._network = join(read_network(param, weights))

@@ -37,7 +37,6 @@ _EXPOSED: Final = ", ".join(
         wire.DURATION_HEADER,
         wire.SAFETY_HEADER,
         wire.FIDELITY_HEADER,
-        wire.SEED_HEADER,
         wire.NSFW_HEADER,
     )
 )

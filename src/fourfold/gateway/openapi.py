@@ -315,6 +315,23 @@ def _form() -> dict[str, Any]:
         "num_inference_steps": _integer(
             minimum=1, maximum=_LIMITS.steps, description="Only for models that work in steps"
         ),
+        "negative_prompt": _text(
+            maxLength=_LIMITS.prompt_chars, description="What the picture should not show; only for diffusion models"
+        ),
+        "guidance_scale": {
+            "type": "number",
+            "minimum": 0,
+            "description": "How much the prompt is emphasised; only for diffusion models",
+        },
+        "noise_level": _integer(
+            minimum=0,
+            maximum=wire.MAX_NOISE_LEVEL,
+            description="How noisy the image is taken to be, higher invents more; only for diffusion models",
+        ),
+        "mode": _text(
+            enum=list(wire.MODES),
+            description="exact: the model's own sampler; fast: another one, fewer steps; only for diffusion models",
+        ),
         "output_format": _text(enum=list(FORMATS), default="png", description="How the result is written"),
         "quality": _integer(minimum=1, maximum=100, description="Only for jpeg, webp and avif"),
         "metadata": _text(

@@ -97,7 +97,7 @@ def _fill_gpu(entry: pb.GPUComputeInfo, gpu: Any) -> None:
     for name in ("id", "name"):
         if isinstance(facts.get(name), str):
             setattr(entry, name, facts[name][:200])
-    for name, limit in (("major", 2**32), ("minor", 2**32), ("memory_free", 2**64), ("memory_total", 2**64)):
+    for name, limit in (("major", 2**32), ("minor", 2**32), ("memory_free", 2**63), ("memory_total", 2**63)):
         value = facts.get(name)
         if type(value) is int and 0 <= value < limit:
             setattr(entry, name, value)

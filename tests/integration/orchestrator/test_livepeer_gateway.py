@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+
+from fourfold.protocol import livepeer_pb2 as pb
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = ROOT / ".venvs" / "livepeer-gateway" / "bin" / "python"
@@ -68,3 +71,31 @@ async def test_it_understands_why_it_is_turned_away(start, our_worker, ask):
         read = await ask(running.url)
 
         assert "UNAVAILABLE: shutting down; ask another orchestrator" in read["error"]
+
+
+def _described(message):
+    """Return of each field, by name, its number, its type and whether it repeats; also of the messages inside."""
+    fields = {field.name: [field.number, field.type, field.is_repeated] for field in message.fields}
+    found = {message.full_name: fields}
+    for nested in message.nested_types:
+        found |= _described(nested)
+    return found
+
+
+def test_our_messages_are_its_messages(_installed):
+    """Each field of ours has the number and the type that it has there; a wrong number is read as another field."""
+    script = Path(__file__).with_name("livepeer_gateway_fields.py")
+    said = subprocess.run([PYTHON, script], capture_output=True, text=True, check=True, timeout=60).stdout
+    theirs = json.loads(said)
+    ours = {}
+    for message in pb.DESCRIPTOR.message_types_by_name.values():
+        ours |= _described(message)
+    [service] = pb.DESCRIPTOR.services_by_name.values()
+
+    their_part = {
+        name: {field: theirs["messages"][name].get(field) for field in fields} for name, fields in ours.items()
+    }
+    assert their_part == ours
+    for method in service.methods:
+        expected = theirs["services"][service.full_name][method.name]
+        assert expected == [method.input_type.full_name, method.output_type.full_name]

@@ -110,6 +110,20 @@ def test_progress_counts_the_pieces_of_all_tiles() -> None:
     assert tiles == 2
 
 
+def test_a_network_that_nobody_has_measured_runs() -> None:
+    """A model needs its card and nothing else; in one go and in pieces it makes the picture of a tuned one."""
+    settings = EngineSettings(threads=1)
+    unmeasured = RealEsrganEngine(replace(COMPACT, model_id="fourfold/new"), settings=settings)
+    for height, width in ((20, 30), (100, 100)):  # the second one is beyond what float32 runs in one go
+        images = []
+        for model in (unmeasured, engine()):
+            model.admit(EngineJob("job", picture(height, width)))
+            (made,) = (event for event in drain(model) if isinstance(event, RegionDone))
+            images.append(made.pixels.astype(int))
+
+        assert np.abs(images[0] - images[1]).max() <= 1
+
+
 def test_a_cancel_stops_the_running_tile() -> None:
     """It ends long before its steps are done, says nothing, and the next job gets what it would have got."""
     model = engine()

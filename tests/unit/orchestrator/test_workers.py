@@ -228,7 +228,7 @@ async def test_strange_hardware_is_left_out(network: Network) -> None:
     tokens = Tokens(ttl_s=60.0, clock=lambda: 1.0, random=bytes)
     workers = workers_of(Endpoint())
     workers.workers[0].gpus = {
-        "0": {"id": 5, "name": "A", "major": "9", "minor": -1, "memory_total": 2**64, "memory_free": True},
+        "0": {"id": 5, "name": "A", "major": "9", "minor": -1, "memory_total": 2**63, "memory_free": True},
         "1": "no object",
     }
     info = Offering(models, prices=prices, workers=workers, tokens=tokens).answer(
