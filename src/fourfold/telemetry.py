@@ -136,11 +136,21 @@ class Metrics:
             ["role", "process"],
             registry=self.registry,
         )
+        self.memory_plan_errors = Counter(
+            "fourfold_memory_plan_errors",
+            "Parts of pictures that ran out of memory although they were planned to fit",
+            ["role", "model_id"],
+            registry=self.registry,
+        )
         self.registry.register(_Processes(role))
 
     def restarted(self, process: str) -> None:
         """Record that a *process* of ours (a role, "device", "codec") was started again."""
         self.restarts.labels(self.role, process).inc()
+
+    def memory_plan_failed(self, model_id: str) -> None:
+        """Record that a part of a picture ran out of memory although it was planned to fit."""
+        self.memory_plan_errors.labels(self.role, model_id).inc()
 
     def observe_stage(self, stage: str, seconds: float, *, model_id: str = "") -> None:
         """Record how long *stage* of one job took."""
