@@ -156,6 +156,9 @@ class Metrics:
         self.fees = self._counter("fees_wei", "Fees of finished jobs", "model_id")
         self.job_s = self._histogram("job_seconds", "Time of a finished job, from its arrival to its end", "model_id")
         self.stage_s = self._histogram("stage_seconds", "Time of one stage of a job", "stage", "model_id")
+        self.memory_plan_errors = self._counter(
+            "memory_plan_errors", "Parts of pictures that ran out of memory although they were planned to fit", "model_id"
+        )
         self.restarts = self._counter("process_restarts", "Processes started again after they died", "process")
         started = self._gauge("start_time_seconds", "When the role started, in seconds since the epoch")
         build = self._gauge("build_info", "1, with the version that runs", "version")
@@ -194,6 +197,10 @@ class Metrics:
     def restarted(self, process: str) -> None:
         """Record that a *process* of ours (a role, "device", "codec") was started again."""
         self.restarts.labels(self.role, process).inc()
+
+    def memory_plan_failed(self, model_id: str) -> None:
+        """Record that a part of a picture ran out of memory although it was planned to fit."""
+        self.memory_plan_errors.labels(self.role, self._model(model_id)).inc()
 
     def observe_stage(self, stage: str, seconds: float, *, model_id: str = "") -> None:
         """Record how long *stage* of one job took."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fourfold.engine.tiling import Tile, plan_tiles, split_side
+from fourfold.engine.tiling import Tile, halve, plan_tiles, split_side
 
 SIDES = st.integers(1, 400)
 MARGINS = st.integers(0, 30)
@@ -60,6 +60,31 @@ def test_every_core_sees_its_margin_or_the_border(plan: tuple[int, int, int, int
         assert window.top <= max(0, core.top - margin)
         assert window.right >= min(width, core.right + margin)
         assert window.bottom >= min(height, core.bottom + margin)
+
+
+@given(plans(), st.integers(1, 4))
+def test_halved_tiles_keep_every_law_of_a_plan(
+    plan: tuple[int, int, int, int, int, tuple[Tile, ...]], times: int
+) -> None:
+    """However often: every pixel once, one size of window, smaller than before, the margin around each core."""
+    width, height, margin, _, core_px, tiles = plan
+    for _ in range(times):
+        halves = [half for tile in tiles for half in halve(tile, margin_px=margin, min_core_px=core_px)]
+        if len(halves) != 2 * len(tiles):
+            assume(_ > 0)
+            break
+        before, tiles = tiles[0].window, tuple(halves)
+        covered = np.zeros((height, width), np.int32)
+        for tile in tiles:
+            core, window = tile.core, tile.window
+            covered[core.top : core.bottom, core.left : core.right] += 1
+            assert window.left <= max(0, core.left - margin) and window.top <= max(0, core.top - margin)
+            assert window.right >= min(width, core.right + margin)
+            assert window.bottom >= min(height, core.bottom + margin)
+            assert min(core.width, core.height) >= min(core_px, width, height)
+        assert (covered == 1).all()
+        assert len({(tile.window.width, tile.window.height) for tile in tiles}) == 1
+        assert tiles[0].window.width * tiles[0].window.height < before.width * before.height
 
 
 @given(plans())

@@ -5,7 +5,7 @@ from typing import Any, Final
 import numpy as np
 
 from fourfold.engine.base import EngineCard
-from fourfold.engine.tiling import Tile, plan_tiles
+from fourfold.engine.tiling import Tile, halve, plan_tiles
 from fourfold.errors import InvalidImageError, OutOfMemoryError
 
 SMALLEST_CORE_PX: Final = 64
@@ -19,6 +19,11 @@ def check_image(image: object) -> None:
         raise InvalidImageError(f"an image must be an array of uint8 or uint16, got {kind}")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InvalidImageError(f"an image must be [h, w, 3] with h, w >= 1, got {list(image.shape)}")
+
+
+def halved(card: EngineCard, tile: Tile) -> tuple[Tile, ...]:
+    """Return two tiles instead of *tile*, that need less memory; none if it is among the smallest already."""
+    return halve(tile, margin_px=card.margin_px, min_core_px=min(card.core_px, SMALLEST_CORE_PX))
 
 
 def plan_job(

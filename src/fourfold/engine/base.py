@@ -136,6 +136,15 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryRanOut:
+    """A part of the job that was planned to fit did not; what was finished before it stays."""
+
+    job_id: str
+    pixels: int  #: input pixels that were computed at once
+    goes_on: bool  #: the job goes on with smaller parts; if not, JobFailed follows
+
+
+@dataclass(frozen=True, slots=True)
 class JobDone:
     """Every region has been delivered."""
 
@@ -151,7 +160,7 @@ class JobFailed:
     error: FourfoldError
 
 
-EngineEvent: TypeAlias = RegionDone | Progress | JobDone | JobFailed
+EngineEvent: TypeAlias = RegionDone | Progress | MemoryRanOut | JobDone | JobFailed
 
 
 class UpscaleEngine(Protocol):

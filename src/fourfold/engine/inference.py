@@ -62,13 +62,16 @@ class Inference:
         """Return how many steps a tile of this size takes."""
         return 1 if height * width <= self._small_pixels else len(self._body)
 
-    def run(self, window: Pixels8or16, keep: Box, *, is_stopped: IsStopped) -> Generator[Pause, None, Pixels8or16]:
+    def run(
+        self, window: Pixels8or16, keep: Box, *, is_stopped: IsStopped, is_tight: bool = False
+    ) -> Generator[Pause, None, Pixels8or16]:
         """Upscale *window* and return its part *keep*; yield nothing between two steps.
 
         Args:
             window: ``[h, w, 3]``.
             keep: the wanted part in the window's own input pixels.
             is_stopped: asked each time before the processor is set to work.
+            is_tight: go through pieces whatever the size, as for a large tile: slower, in less memory.
 
         Returns:
             ``[4 * keep.height, 4 * keep.width, 3]`` of the window's type.
@@ -83,7 +86,7 @@ class Inference:
         peak = np.array([np.iinfo(window.dtype).max], np.float32)
         picture = np.ascontiguousarray(window.transpose(2, 0, 1)[None], np.float32) / peak
         result = np.empty((keep.height * SCALE, keep.width * SCALE, 3), window.dtype)
-        if height * width <= self._small_pixels:
+        if height * width <= self._small_pixels and not is_tight:
             self._warm_up()
             (made,) = self._infer(self._whole_model, {self._picture: picture, PEAK: peak}, is_stopped)
             _store(made, result, keep.left, keep.top)

@@ -14,11 +14,12 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fourfold.engine.admission import check_image, plan_job
+from fourfold.engine.admission import check_image, halved, plan_job
 from fourfold.engine.base import SCALE, EngineCard, EngineEvent, EngineJob, Pixels8or16, RegionDone
+from fourfold.engine.halving import Computation, Computer, in_parts
 from fourfold.engine.settings import EngineSettings
 from fourfold.engine.tiling import Box, Tile
-from fourfold.engine.turns import Turns, Work
+from fourfold.engine.turns import Turns
 
 LOBES: Final = 3
 """Input pixels on each side that an output pixel can see."""
@@ -53,7 +54,13 @@ class LanczosEngine:
         height, width = job.image.shape[:2]
         tiles, notes = plan_job(self._card, width, height, budget_bytes=self._settings.memory_budget_bytes)
         notes = {"precision": "float32", **notes}
-        self._turns.admit(job.job_id, self._work(job, tiles), total=len(tiles), notes=notes)
+        computer = Computer(
+            compute=lambda tile: self._compute(job, tile),
+            smaller=lambda tile: halved(self._card, tile),
+            pixels=lambda tile: tile.window.width * tile.window.height,
+        )
+        work = in_parts(job.job_id, tiles, computer, steps=1, notes=notes)
+        self._turns.admit(job.job_id, work, total=len(tiles), notes=notes)
 
     def step(self) -> Sequence[EngineEvent]:
         """Interpolate one tile of the job whose turn it is."""
@@ -68,16 +75,16 @@ class LanczosEngine:
         self._turns.clear()
         self._threads.shutdown()
 
-    def _work(self, job: EngineJob, tiles: Sequence[Tile]) -> Work:
-        for tile in tiles:
-            core = tile.core
-            parts = min(self._settings.threads, core.height)
-            edges = [core.top + core.height * i // parts for i in range(parts + 1)]
-            bands = [Box(core.left, top, core.right, bottom) for top, bottom in pairwise(edges)]
-            done = np.empty((core.height * SCALE, core.width * SCALE, 3), job.image.dtype)
-            into = [done[(band.top - core.top) * SCALE : (band.bottom - core.top) * SCALE] for band in bands]
-            list(self._threads.map(upscale, (read_around(job.image, band) for band in bands), into))
-            yield [RegionDone(job.job_id, core.left * SCALE, core.top * SCALE, done)]
+    def _compute(self, job: EngineJob, tile: Tile) -> Computation:
+        core = tile.core
+        parts = min(self._settings.threads, core.height)
+        edges = [core.top + core.height * i // parts for i in range(parts + 1)]
+        bands = [Box(core.left, top, core.right, bottom) for top, bottom in pairwise(edges)]
+        done = np.empty((core.height * SCALE, core.width * SCALE, 3), job.image.dtype)
+        into = [done[(band.top - core.top) * SCALE : (band.bottom - core.top) * SCALE] for band in bands]
+        list(self._threads.map(upscale, (read_around(job.image, band) for band in bands), into))
+        return [RegionDone(job.job_id, core.left * SCALE, core.top * SCALE, done)]
+        yield  # one step, so that nothing is yielded between two
 
 
 def read_around(image: Pixels8or16, box: Box) -> Pixels8or16:

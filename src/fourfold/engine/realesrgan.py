@@ -1,17 +1,19 @@
 """The Real-ESRGAN family (RRDB and SRVGG networks) on the CPU, tile by tile."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from fourfold.engine.admission import check_image, plan_job
+from fourfold.engine.admission import check_image, halved, plan_job
 from fourfold.engine.base import EngineCard, EngineEvent, EngineJob, Precision, RegionDone
+from fourfold.engine.halving import Computation, Computer, in_parts
 from fourfold.engine.inference import Inference, Tuning
 from fourfold.engine.ncnn_files import read_network
 from fourfold.engine.pieces import join
 from fourfold.engine.settings import EngineSettings
 from fourfold.engine.tiling import Box, Tile
-from fourfold.engine.turns import Turns, Work
+from fourfold.engine.turns import Turns
 from fourfold.engine.weights import read_weights
 
 #: Measured (bench/engine_cpu.py, bench/engine_memory.py); a network runs without an entry, too.
@@ -30,6 +32,19 @@ UNMEASURED: Final = Tuning(parts=2, small_pixels=16_384)
 def tuning_of(model_id: str) -> Tuning:
     """Return how the network of *model_id* is run best, as far as that is known."""
     return MODEL_TO_TUNING.get(model_id, UNMEASURED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A tile and how it is to be computed."""
+
+    tile: Tile
+    is_tight: bool = False  #: in pieces, whatever its size
+
+    @property
+    def pixels(self) -> int:
+        """Input pixels."""
+        return self.tile.window.width * self.tile.window.height
 
 
 class RealEsrganEngine:
@@ -71,12 +86,16 @@ class RealEsrganEngine:
         tiles, notes = plan_job(self._card, width, height, budget_bytes=self._settings.memory_budget_bytes)
         window = tiles[0].window
         inference = self._inference(is_bf16)
-        self._turns.admit(
-            job.job_id,
-            self._work(job, tiles, inference),
-            total=len(tiles) * inference.steps(window.height, window.width),
-            notes={"precision": "bfloat16" if is_bf16 else "float32", **notes},
+        steps = inference.steps(window.height, window.width)
+        notes = {"precision": "bfloat16" if is_bf16 else "float32", **notes}
+        computer = Computer(
+            compute=lambda part: self._compute(job, part, inference),
+            smaller=lambda part: self._smaller(part, inference),
+            pixels=lambda part: part.pixels,
+            give_back=inference.release,
         )
+        work = in_parts(job.job_id, map(_Part, tiles), computer, steps=steps, notes=notes)
+        self._turns.admit(job.job_id, work, total=len(tiles) * steps, notes=notes)
 
     def step(self) -> Sequence[EngineEvent]:
         """Compute one piece of one tile of the job whose turn it is."""
@@ -103,17 +122,23 @@ class RealEsrganEngine:
             )
         return self._is_bf16_to_inference[is_bf16]
 
-    def _work(self, job: EngineJob, tiles: Sequence[Tile], inference: Inference) -> Work:
+    def _compute(self, job: EngineJob, part: _Part, inference: Inference) -> Computation:
+        core, window = part.tile.core, part.tile.window
+        pixels = job.image[window.top : window.bottom, window.left : window.right]
+        keep = Box(core.left - window.left, core.top - window.top, core.right - window.left, core.bottom - window.top)
+        self._take_over(inference)
+        done = yield from inference.run(
+            pixels, keep, is_stopped=lambda: self._turns.is_step_cancelled, is_tight=part.is_tight
+        )
         scale = self._card.scale
-        for tile in tiles:
-            core, window = tile.core, tile.window
-            pixels = job.image[window.top : window.bottom, window.left : window.right]
-            keep = Box(
-                core.left - window.left, core.top - window.top, core.right - window.left, core.bottom - window.top
-            )
-            self._take_over(inference)
-            done = yield from inference.run(pixels, keep, is_stopped=lambda: self._turns.is_step_cancelled)
-            yield [RegionDone(job.job_id, core.left * scale, core.top * scale, done)]
+        return [RegionDone(job.job_id, core.left * scale, core.top * scale, done)]
+
+    def _smaller(self, part: _Part, inference: Inference) -> Sequence[_Part]:
+        """In pieces first, which needs less memory than any smaller tile in one go; then in halves."""
+        window = part.tile.window
+        if not part.is_tight and inference.steps(window.height, window.width) == 1:
+            return [replace(part, is_tight=True)]
+        return [_Part(tile, is_tight=True) for tile in halved(self._card, part.tile)]
 
     def _take_over(self, inference: Inference) -> None:
         """Have only *inference* keep memory for its next tile."""

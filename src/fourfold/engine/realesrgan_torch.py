@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fourfold.engine.admission import check_image, plan_job
+from fourfold.engine.admission import check_image, halved, plan_job
 from fourfold.engine.base import SCALE, EngineCard, EngineEvent, EngineJob, Pixels8or16, Precision, RegionDone
+from fourfold.engine.halving import Computation, Computer, in_parts
 from fourfold.engine.ncnn_files import (
     Concat,
     Convolution,
@@ -28,7 +29,7 @@ from fourfold.engine.ncnn_files import (
 from fourfold.engine.pieces import Network, join
 from fourfold.engine.settings import EngineSettings
 from fourfold.engine.tiling import Tile
-from fourfold.engine.turns import Turns, Work
+from fourfold.engine.turns import Turns
 from fourfold.engine.weights import read_weights
 from fourfold.errors import OutOfMemoryError
 
@@ -137,7 +138,14 @@ class TorchRealEsrganEngine:
         size = self._tiles_a_step(tiles[0])
         batches = [tiles[start : start + size] for start in range(0, len(tiles), size)]
         notes = {"precision": str(dtype).removeprefix("torch."), **notes}
-        self._turns.admit(job.job_id, self._work(job, batches, dtype), total=len(batches), notes=notes)
+        computer = Computer(
+            compute=lambda batch: self._compute(job, batch, dtype),
+            smaller=self._smaller,
+            pixels=lambda batch: sum(tile.window.width * tile.window.height for tile in batch),
+            give_back=self._give_back,
+        )
+        work = in_parts(job.job_id, batches, computer, steps=1, notes=notes)
+        self._turns.admit(job.job_id, work, total=len(batches), notes=notes)
 
     def step(self) -> Sequence[EngineEvent]:
         """Compute some tiles of the job whose turn it is."""
@@ -151,8 +159,7 @@ class TorchRealEsrganEngine:
         """Free the model's memory. Unfinished jobs are forgotten."""
         self._turns.clear()
         self._dtype_to_network.clear()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._give_back()
 
     def _dtype(self, job: EngineJob) -> torch.dtype:
         is_auto = job.precision is Precision.AUTO and self._settings.precision is Precision.AUTO
@@ -165,20 +172,29 @@ class TorchRealEsrganEngine:
         most = STEP_PIXELS if budget is None else min(STEP_PIXELS, self._card.tile_pixels_within(budget))
         return max(1, most // pixels)
 
-    def _work(self, job: EngineJob, batches: Sequence[Sequence[Tile]], dtype: torch.dtype) -> Work:
-        for tiles in batches:
+    def _compute(self, job: EngineJob, tiles: Sequence[Tile], dtype: torch.dtype) -> Computation:
+        try:
             if dtype not in self._dtype_to_network:
                 self._dtype_to_network[dtype] = TorchNetwork(self._network, device=self._device, dtype=dtype)
-            try:
-                with torch.inference_mode(), _exact_float32():
-                    pixels = self._upscale(job.image, tiles, self._dtype_to_network[dtype])
-            except torch.OutOfMemoryError as exc:
-                torch.cuda.empty_cache()
-                raise OutOfMemoryError("the GPU has no memory left for a tile; lower worker.memory_bytes") from exc
-            yield [
-                RegionDone(job.job_id, tile.core.left * SCALE, tile.core.top * SCALE, made)
-                for tile, made in zip(tiles, pixels, strict=True)
-            ]
+            with torch.inference_mode(), _exact_float32():
+                pixels = self._upscale(job.image, tiles, self._dtype_to_network[dtype])
+        except torch.OutOfMemoryError as exc:
+            raise OutOfMemoryError("the GPU has no memory left for a tile; lower worker.memory_bytes") from exc
+        return [
+            RegionDone(job.job_id, tile.core.left * SCALE, tile.core.top * SCALE, made)
+            for tile, made in zip(tiles, pixels, strict=True)
+        ]
+        yield  # one step, so that nothing is yielded between two
+
+    def _smaller(self, tiles: Sequence[Tile]) -> Sequence[Sequence[Tile]]:
+        """Half as many tiles at once, then halves of a tile."""
+        if len(tiles) > 1:
+            return [tiles[: len(tiles) // 2], tiles[len(tiles) // 2 :]]
+        return [[tile] for tile in halved(self._card, tiles[0])]
+
+    def _give_back(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @staticmethod
     def _upscale(image: Pixels8or16, tiles: Sequence[Tile], network: TorchNetwork) -> list[Pixels8or16]:

@@ -12,7 +12,7 @@ All windows of a plan have one size, because a network compiled for one size is 
                         |<-m->:<---- core ---->|
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 
@@ -90,6 +90,37 @@ def plan_tiles(
         for down in best[3]
         for across in best[2]
     )
+
+
+def halve(tile: Tile, *, margin_px: int, min_core_px: int) -> tuple[Tile, ...]:
+    """Return two tiles that together keep what *tile* keeps, in smaller windows; none where it cannot be cut.
+
+    The longer side is cut in the middle of its window, if that can be, else the other one; so the tiles of a plan,
+    whose windows have one size, give tiles whose windows have one size again.
+
+    Args:
+        tile: of a plan with the same margin.
+        margin_px: context that each core needs on every side inside the picture, >= 0.
+        min_core_px: no core's side gets shorter than this, >= 1.
+    """
+    core, window = tile.core, tile.window
+    for is_across in (True, False) if window.width >= window.height else (False, True):
+        start, stop = (window.left, window.right) if is_across else (window.top, window.bottom)
+        core_start, core_stop = (core.left, core.right) if is_across else (core.top, core.bottom)
+        seam = start + (stop - start) // 2
+        length = (stop - start + 1) // 2 + margin_px
+        if length >= stop - start or min(seam - core_start, core_stop - seam) < min_core_px:
+            continue
+        if is_across:
+            return (
+                Tile(replace(core, right=seam), replace(window, right=start + length)),
+                Tile(replace(core, left=seam), replace(window, left=stop - length)),
+            )
+        return (
+            Tile(replace(core, bottom=seam), replace(window, bottom=start + length)),
+            Tile(replace(core, top=seam), replace(window, top=stop - length)),
+        )
+    return ()
 
 
 def split_side(length: int, parts: int, margin_px: int) -> list[Span]:

@@ -11,10 +11,18 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from fourfold.engine.base import EngineEvent, JobDone, JobFailed, Progress, RegionDone
+from fourfold.engine.base import EngineEvent, JobDone, JobFailed, MemoryRanOut, Progress, RegionDone
 from fourfold.errors import FourfoldError, OutOfMemoryError
 
-Work: TypeAlias = Generator[Sequence[RegionDone], None, None]
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """A step that was not in the plan, so that it does not count as progress."""
+
+    events: Sequence[RegionDone | MemoryRanOut] = ()
+
+
+Work: TypeAlias = Generator[Sequence[RegionDone] | Extra, None, None]
 """One ``next`` is one step; it raises FourfoldError when the job cannot go on."""
 
 
@@ -53,7 +61,7 @@ class Turns:
         return running is not None and running.is_cancelled.is_set()
 
     def admit(self, job_id: str, work: Work, *, total: int, notes: dict[str, Any]) -> None:
-        """Append a job whose *work* yields *total* times; *notes* come with its end.
+        """Append a job whose *work* takes *total* steps, extra ones not counted; *notes* come with its end.
 
         Raises:
             ValueError: a job of this id is still unfinished.
@@ -69,22 +77,24 @@ class Turns:
             if not self._turns:
                 return []
             turn = self._running = self._turns[0]
-        regions: Sequence[RegionDone] = ()
+        made: Sequence[RegionDone] | Extra = ()
         failure: FourfoldError | None = None
         try:
-            regions = next(turn.work)
+            made = next(turn.work)
         except FourfoldError as exc:
             failure = exc
         except MemoryError as exc:
             failure = OutOfMemoryError("this machine has no memory left for the job")
             failure.__cause__ = exc
-        turn.done += 1
+        is_planned = not isinstance(made, Extra)
+        turn.done += is_planned
+        regions = made.events if isinstance(made, Extra) else made
         with self._lock:
             self._running = None
             if turn.is_cancelled.is_set():
                 turn.work.close()
                 return []
-            is_done = failure is not None or turn.done == turn.total
+            is_done = failure is not None or (is_planned and turn.done == turn.total)
             if is_done or regions:
                 self._turns.popleft()
             if regions and not is_done:
@@ -93,7 +103,9 @@ class Turns:
             turn.work.close()
         if failure is not None:
             return [JobFailed(turn.job_id, failure)]
-        events: list[EngineEvent] = [*regions, Progress(turn.job_id, turn.done, turn.total)]
+        events: list[EngineEvent] = [*regions]
+        if is_planned:
+            events.append(Progress(turn.job_id, turn.done, turn.total))
         return [*events, JobDone(turn.job_id, turn.notes)] if is_done else events
 
     def cancel(self, job_id: str) -> None:

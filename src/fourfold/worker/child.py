@@ -20,6 +20,7 @@ from fourfold.engine.base import (
     EngineJob,
     JobDone,
     JobFailed,
+    MemoryRanOut,
     Precision,
     Progress,
     RegionDone,
@@ -158,6 +159,9 @@ class DeviceLoop:
                 writer.put(event.x, event.y, event.pixels)
             elif isinstance(event, Progress):
                 self._send({"event": orders.PROGRESS, "job_id": job.job_id, "done": event.done, "total": event.total})
+            elif isinstance(event, MemoryRanOut):
+                facts = {"job_id": job.job_id, "pixels": event.pixels, "goes_on": event.goes_on}
+                self._send({"event": orders.MEMORY_RAN_OUT, "model_id": job.model_id, **facts})
             elif isinstance(event, JobDone):
                 writer.close()
                 score = self._score(job) if job.safety_check else None

@@ -347,6 +347,11 @@ class Device:
             else:
                 load.set_exception(error_for(event["code"], event["message"], otherwise=ModelUnavailableError))
             return
+        if kind == orders.MEMORY_RAN_OUT:
+            log.warning("memory_plan_failed", extra={name: value for name, value in event.items() if name != "event"})
+            if self._metrics is not None:
+                self._metrics.memory_plan_failed(event["model_id"])
+            return
         job = self._jobs.get(event.get("job_id", ""))
         if job is None or job.ended.done():
             return

@@ -10,7 +10,7 @@ pytest.importorskip("torch", reason="needs the [diffusion] extra")
 import torch
 
 from fourfold.engine import registry
-from fourfold.engine.base import EngineJob, JobFailed, RegionDone, UpscaleEngine
+from fourfold.engine.base import EngineJob, JobFailed, MemoryRanOut, RegionDone, UpscaleEngine
 from fourfold.engine.realesrgan import RealEsrganEngine
 from fourfold.engine.realesrgan_torch import TorchNetwork, TorchRealEsrganEngine
 from fourfold.engine.settings import EngineSettings
@@ -103,7 +103,9 @@ def test_a_full_gpu_fails_the_job_and_not_the_next_one(monkeypatch: pytest.Monke
     with monkeypatch.context() as broken:
         broken.setattr(TorchNetwork, "run", full)
         engine.admit(EngineJob("a", photo(8, 8)))
+        (ran_out,) = engine.step()
         (failed,) = engine.step()
+    assert ran_out == MemoryRanOut("a", 64, goes_on=False)
     assert isinstance(failed, JobFailed) and isinstance(failed.error, OutOfMemoryError)
     assert run(engine, photo(8, 8))[0].shape == (32, 32, 3)
 
