@@ -62,7 +62,7 @@ def locate_model(model_id: str, folders: Mapping[str, Path], *, prefers_half: bo
         raise ModelUnavailableError(
             f"{model_id} needs {', '.join(missing)}, which is not installed; run: pip install 'fourfold[diffusion]'"
         )
-    path = folders.get(model_id) or _cached_snapshot(model_id)
+    path = folders.get(model_id) or cached_snapshot(model_id)
     return check_folder(path, prefers_half=prefers_half)
 
 
@@ -118,7 +118,7 @@ def _variant(folder: Path, stem: str, variants: tuple[str | None, ...]) -> str |
     raise ModelUnavailableError(f"{folder / stem}.safetensors is missing")
 
 
-def _cached_snapshot(model_id: str) -> Path:
+def cached_snapshot(model_id: str) -> Path:
     """Return the model's folder in the hub's cache: the pulled commit, else what the main branch was last known to be.
 
     Raises: ModelUnavailableError if it is not there.
