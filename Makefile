@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 QUICK := $(wildcard tests/unit tests/property tests/contract tests/docs)
+LOWEST := .venvs/diffusion-lowest/bin/python -m pytest
 SDK_STAMPS := $(patsubst scripts/sdk_%.sh,.venvs/.installed-%,$(wildcard scripts/sdk_*.sh))
 
 export PYTHON
 
-.PHONY: help install dev check test demo pin clean
+.PHONY: help install dev check test lowest demo pin clean
 .DELETE_ON_ERROR:
 
 help: ## Say what the targets do
@@ -32,6 +33,12 @@ test: dev $(SDK_STAMPS) ## Every test: also slow ones, real processes, other peo
 	@scripts/system.sh
 	@scripts/node_sdks.sh
 	$(PYTEST) tests
+	@scripts/diffusion_lowest.sh
+	$(LOWEST) -q -m "not slow" tests/unit/engine/sd_x4/test_against_stock.py tests/unit/engine/hub
+
+lowest: dev ## Every test of the diffusion model with the oldest versions of its libraries
+	@scripts/diffusion_lowest.sh
+	$(LOWEST) tests/unit/engine/sd_x4 tests/unit/engine/hub tests/acceptance/test_diffusion_network.py
 
 demo: install ## A real gateway, orchestrator and worker upscale a photo; the pictures are left in demo/
 	$(BIN)/python scripts/demo.py

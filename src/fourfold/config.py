@@ -116,7 +116,16 @@ class WorkerSettings(Section):
     )
     queue: int = Field(4, ge=0, description="Further jobs that wait; beyond that the worker is busy")
     memory_bytes: int | None = Field(None, ge=2**28, description="Budget of the device's process; none: half the RAM")
-    nsfw_threshold: float = Field(0.8, ge=0, le=1, description="Score from which a picture is flagged")
+    nsfw_threshold: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="Score from which a picture is flagged; the stock checker has thresholds of its own",
+    )
+    safety_checker: Path | None = Field(
+        None,
+        description="Folder of Stable Diffusion's safety checker; none: the hub's cache, and without it open_nsfw",
+    )
     job_timeout_s: Seconds = Field(300.0, description="Longest time for one job, its wait included")
     load_timeout_s: Seconds = Field(120.0, description="Longest time to load a model")
     body_timeout_s: Seconds = Field(60.0, description="Longest silence of a caller that is uploading")

@@ -17,6 +17,7 @@ from fourfold.compose.worker import device_limits
 from fourfold.config import Settings
 from fourfold.engine.base import EngineCard
 from fourfold.engine.registry import cards
+from fourfold.engine.safety_choice import locate_checker
 from fourfold.engine.settings import has_bf16
 from fourfold.engine.weights import read_weights
 from fourfold.errors import ConfigError, FourfoldError
@@ -52,6 +53,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _disk(settings.data_dir)
     for card in loadable_cards(settings.worker.model_paths).values():
         yield _weights(card)
+    yield _safety(settings.worker.safety_checker)
 
 
 def _python() -> Finding:
@@ -130,6 +132,15 @@ def _disk(folder: Path) -> Finding:
             "disk", Verdict.WARN, found, "make room: one large result takes hundreds of MiB while it is made"
         )
     return Finding("disk", Verdict.OK, found)
+
+
+def _safety(folder: Path | None) -> Finding:
+    try:
+        weights = locate_checker(folder)
+    except FourfoldError as exc:
+        return Finding("safety", Verdict.FAIL, exc.message, "mend the folder, or leave worker.safety_checker out")
+    found = "the embedded open_nsfw" if weights is None else f"Stable Diffusion's checker in {weights.parent}"
+    return Finding("safety", Verdict.OK, f"pictures are checked by {found}")
 
 
 def _weights(card: EngineCard) -> Finding:

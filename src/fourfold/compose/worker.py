@@ -13,7 +13,8 @@ from fourfold.compose.limits import usable_cores, usable_memory_bytes
 from fourfold.config import Settings, WorkerSettings
 from fourfold.engine import registry
 from fourfold.engine.base import EngineCard
-from fourfold.errors import ConfigError, UnknownModelError
+from fourfold.engine.safety_choice import locate_checker
+from fourfold.errors import ConfigError, ModelUnavailableError, UnknownModelError
 from fourfold.imaging import Codec
 from fourfold.processes.lock import ORPHAN_PATIENCE_S, FolderLock
 from fourfold.processes.role import announce_ready
@@ -55,6 +56,7 @@ def device_limits(settings: WorkerSettings) -> DeviceLimits:
         device=settings.device,
         strict=settings.strict,
         model_paths=settings.model_paths,
+        safety_checker=settings.safety_checker,
     )
 
 
@@ -63,6 +65,7 @@ async def open_worker(settings: WorkerSettings, cache: Path, metrics: Metrics) -
     """Yield a worker without its HTTP; its child and its codec end with it."""
     cards = worker_cards(settings)
     warm = settings.warm if settings.warm is not None else tuple(cards)[:1]
+    _check_safety(settings)
     missing = [model_id for model_id in warm if model_id not in cards]
     if missing:
         raise ConfigError(f"worker.warm: {missing[0]!r} is not among the worker's models: {', '.join(cards)}")
@@ -87,6 +90,15 @@ async def open_worker(settings: WorkerSettings, cache: Path, metrics: Metrics) -
             yield worker
         finally:
             shutil.rmtree(cache, ignore_errors=True)
+
+
+def _check_safety(settings: WorkerSettings) -> None:
+    """Refuse at the start a checker that no job could be checked with. Raises: ConfigError."""
+    if settings.safety_checker is not None:
+        try:
+            locate_checker(settings.safety_checker)
+        except ModelUnavailableError as exc:
+            raise ConfigError(exc.message) from exc
 
 
 @asynccontextmanager

@@ -21,14 +21,18 @@ PART_TO_STEM: Final[Mapping[str, str]] = {
 }
 """The parts that have weights, and how their files' names begin."""
 
-_PLAIN_FILES: Final = (
+PLAIN_FILES: Final = (
     "unet/config.json",
     "vae/config.json",
     "text_encoder/config.json",
     "scheduler/scheduler_config.json",
     "low_res_scheduler/scheduler_config.json",
 )
-_TOKENIZER_FILES: Final = ("tokenizer/tokenizer.json", "tokenizer/vocab.json")
+"""What is needed beside weights and tokenizer."""
+
+TOKENIZER_FILES: Final = ("tokenizer/tokenizer.json", "tokenizer/vocab.json")
+"""One of these is needed."""
+
 _MAX_JSON_BYTES: Final = 2**24
 
 
@@ -58,7 +62,7 @@ def locate_model(model_id: str, folders: Mapping[str, Path], *, prefers_half: bo
         raise ModelUnavailableError(
             f"{model_id} needs {', '.join(missing)}, which is not installed; run: pip install 'fourfold[diffusion]'"
         )
-    path = folders.get(model_id) or _cached_snapshot(model_id)
+    path = folders.get(model_id) or cached_snapshot(model_id)
     return check_folder(path, prefers_half=prefers_half)
 
 
@@ -69,10 +73,10 @@ def check_folder(path: Path, *, prefers_half: bool = False) -> ModelFolder:
     index = read_json(path / "model_index.json")
     if index.get("_class_name") != PIPE_CLASS:
         raise ModelUnavailableError(f"{path} holds a {index.get('_class_name')!r}, expected a {PIPE_CLASS}")
-    for name in _PLAIN_FILES:
+    for name in PLAIN_FILES:
         if not (path / name).is_file():
             raise ModelUnavailableError(f"{path / name} is missing")
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise ModelUnavailableError(f"{path / 'tokenizer'} holds neither tokenizer.json nor vocab.json")
     variants = ("fp16", None) if prefers_half else (None, "fp16")
     part_to_variant = {part: _variant(path / part, stem, variants) for part, stem in PART_TO_STEM.items()}
@@ -114,13 +118,19 @@ def _variant(folder: Path, stem: str, variants: tuple[str | None, ...]) -> str |
     raise ModelUnavailableError(f"{folder / stem}.safetensors is missing")
 
 
-def _cached_snapshot(model_id: str) -> Path:
-    """Return the model's folder in the hub's cache. Raises: ModelUnavailableError if it is not there."""
+def cached_snapshot(model_id: str) -> Path:
+    """Return the model's folder in the hub's cache: the pulled commit, else what the main branch was last known to be.
+
+    Raises: ModelUnavailableError if it is not there.
+    """
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    from fourfold.engine.hub_pins import read_pin
+
     try:
-        return Path(huggingface_hub.snapshot_download(model_id, local_files_only=True))
+        pin = read_pin(model_id)
+        return pin.folder if pin else Path(huggingface_hub.snapshot_download(model_id, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as exc:
         raise ModelUnavailableError(
             f"the files of {model_id} are not on this machine; fetch them with: fourfold models pull {model_id}, "

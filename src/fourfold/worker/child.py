@@ -37,7 +37,7 @@ from fourfold.worker import orders
 from fourfold.worker.orders import DeviceJob
 
 if TYPE_CHECKING:
-    from fourfold.engine.safety import SafetyClassifier
+    from fourfold.engine.safety_choice import Classifier
 
 _THUMBNAIL_PX: Final = 512
 #: Python, numpy, libvips and the model runtime themselves, on top of the budget for models and tiles.
@@ -55,13 +55,13 @@ class DeviceLoop:
         send: Callable[[Mapping[str, Any]], None],
         settings: EngineSettings,
         load: Callable[[str, EngineSettings], UpscaleEngine],
-        make_classifier: Callable[[], "SafetyClassifier"],
+        make_classifier: Callable[[], "Classifier"],
     ) -> None:
         self._send = send
         self._settings = settings
         self._load = load
         self._make_classifier = make_classifier
-        self._classifier: SafetyClassifier | None = None
+        self._classifier: Classifier | None = None
         self._engines: dict[str, UpscaleEngine] = {}
         self._jobs: dict[str, tuple[DeviceJob, CanvasWriter]] = {}
         self._cancelled: set[str] = set()
@@ -195,11 +195,11 @@ class DeviceLoop:
             writer.close()
 
 
-def _classifier(threads: int) -> "SafetyClassifier":
+def _classifier(threads: int, folder: Path | None) -> "Classifier":
     """Load the safety classifier; imported late, so that a worker whose callers never ask for it pays nothing."""
-    from fourfold.engine.safety import SafetyClassifier
+    from fourfold.engine.safety_choice import make_classifier
 
-    return SafetyClassifier(threads=threads)
+    return make_classifier(threads=threads, folder=folder)
 
 
 def run(pipe: Pipe, device: DeviceLoop) -> None:
@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--strict", action="store_true")
     parser.add_argument("--model-paths", type=json.loads, default={})
+    parser.add_argument("--safety-checker", type=Path)
     arguments = parser.parse_args()
     compute = pick_device(arguments.device)
     settings = engine_settings(arguments, compute)
@@ -258,7 +259,7 @@ def main() -> None:
         pipe.send,
         settings,
         lambda model_id, theirs: load_engine(model_id, settings=theirs),
-        lambda: _classifier(arguments.threads),
+        lambda: _classifier(arguments.threads, arguments.safety_checker),
     )
     pipe.send({"event": orders.READY, "device": compute.name, "memory_bytes": settings.memory_budget_bytes})
     try:

@@ -55,6 +55,7 @@ class DeviceLimits:
     device: str = "cpu"  #: or "auto", or a GPU: "cuda:0"
     strict: bool = False  #: on a GPU, too, one batch size only
     model_paths: Mapping[str, Path] = field(default_factory=dict)  #: model_id -> folder
+    safety_checker: Path | None = None  #: folder of the stock safety checker; None: where the hub's cache has it
 
 
 @dataclass(slots=True)
@@ -232,6 +233,8 @@ class Device:
             arguments += ["--strict"] if self._limits.strict else []
             paths = {model_id: str(path) for model_id, path in self._limits.model_paths.items()}
             arguments += ["--device", self._limits.device, "--model-paths", json.dumps(paths)]
+            if self._limits.safety_checker is not None:
+                arguments += ["--safety-checker", str(self._limits.safety_checker)]
             child = await Child.start(_MODULE, arguments, name="device")
             try:
                 async with asyncio.timeout(self._limits.load_timeout_s):
