@@ -22,6 +22,7 @@ from fourfold.engine.base import (
     Precision,
     Progress,
     RegionDone,
+    Remark,
     UpscaleEngine,
 )
 from fourfold.engine.devices import ComputeDevice, pick_device
@@ -147,6 +148,9 @@ class DeviceLoop:
             self._fail(job.job_id, EngineCrashedError(f"the device cannot open the job's files: {exc.strerror}"))
 
     def _hand_on(self, event: EngineEvent) -> None:
+        if isinstance(event, Remark):
+            self._send({"event": orders.REMARK, "name": event.name, "facts": event.facts})
+            return
         known = self._jobs.get(event.job_id)
         if known is None:
             return

@@ -15,6 +15,7 @@ PROGRESS: Final = "progress"
 DONE: Final = "done"
 FAILED: Final = "failed"
 PONG: Final = "pong"
+REMARK: Final = "remark"  #: an engine's, for the log
 # The parent's operations.
 LOAD: Final = "load"
 UNLOAD: Final = "unload"

@@ -297,6 +297,9 @@ class Device:
         if kind in (orders.LOADED, orders.LOAD_FAILED):
             self._models.take(event)
             return
+        if kind == orders.REMARK:
+            _log_remark(event["name"], event["facts"])
+            return
         job = self._jobs.get(event.get("job_id", ""))
         if job is None or job.ended.done():
             return
@@ -331,3 +334,11 @@ class Device:
                 if deaths >= _MOST_DEATHS:
                     self._models.mark(model_id, ModelUnavailableError(f"{model_id}: {exc}"))
                 await asyncio.sleep(min(_FIRST_REVIVAL_S * 2**deaths, _LAST_REVIVAL_S))
+
+
+def _log_remark(name: str, facts: dict[str, Any]) -> None:
+    """Log what an engine says about itself."""
+    if name == "compile_failed":
+        log.warning("compile_failed", extra=facts)
+    elif name == "kernels_ready":
+        log.info("kernels_ready", extra=facts)
