@@ -55,3 +55,9 @@ def plan_job(
         f"a picture of {width}x{height} needs at least {card.peak_bytes(next(sides) * next(sides))} bytes, in the "
         f"smallest tiles of {card.model_id}; the memory budget is {budget_bytes} bytes"
     )
+
+
+def job_bytes(card: EngineCard, width: int, height: int, *, budget_bytes: int) -> int:
+    """Return the memory, the model included, that a picture takes in the tiles of `plan_job`; raises as that does."""
+    tiles, _ = plan_job(card, width, height, budget_bytes=budget_bytes)
+    return card.peak_bytes(max(tile.window.width * tile.window.height for tile in tiles))

@@ -160,7 +160,15 @@ class JobFailed:
     error: FourfoldError
 
 
-EngineEvent: TypeAlias = RegionDone | Progress | MemoryRanOut | JobDone | JobFailed
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something for the log that concerns no single job."""
+
+    name: str  #: an event of the log
+    facts: dict[str, Any] = field(default_factory=dict)  #: plain values
+
+
+EngineEvent: TypeAlias = RegionDone | Progress | MemoryRanOut | JobDone | JobFailed | Remark
 
 
 class UpscaleEngine(Protocol):

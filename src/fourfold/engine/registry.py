@@ -25,6 +25,7 @@ class Entry:
     card: EngineCard
     engine: str  #: ``module:callable``, called with ``(card, settings=...)``
     gpu_engine: str | None = None  #: the one to take where the device is a GPU
+    planner: str = "fourfold.engine.admission:job_bytes"  #: ``module:callable`` that tells what a job takes; pure
     finder: str | None = None  #: ``module:callable`` that raises where the model's files are not here; None = they are
     is_listed: bool = True  #: False: found by who names it, never offered by itself
 
@@ -173,6 +174,7 @@ _ENTRIES: Final = (
     Entry(
         _STABLE_DIFFUSION,
         "fourfold.engine.sd_x4:StableDiffusionX4Engine",
+        planner="fourfold.engine.sd_x4_plan:job_bytes",
         finder="fourfold.engine.sd_x4_files:locate_model",
     ),
     Entry(_REPLAY, "fourfold.testing.replay_engine:ReplayEngine", is_listed=False),
@@ -213,6 +215,17 @@ def why_not_loadable(model_id: str, paths: Mapping[str, Path] = MappingProxyType
     except ModelUnavailableError as exc:
         return exc.message
     return None
+
+
+def job_bytes(card: EngineCard, width: int, height: int, *, budget_bytes: int) -> int:
+    """Return the memory, the model included, that upscaling a picture takes: whole, or in tiles where it must be.
+
+    Args: *card*, of a model of this registry, perhaps with what its engine measured.
+
+    Raises: OutOfMemoryError if it does not fit even in the smallest tiles.
+    """
+    told: int = _resolve(_entry(card.model_id).planner)(card, width, height, budget_bytes=budget_bytes)
+    return told
 
 
 def load_engine(model_id: str, *, settings: EngineSettings) -> UpscaleEngine:

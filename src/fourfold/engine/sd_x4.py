@@ -9,7 +9,7 @@ do not depend on what else runs (strict); with several they may differ in roundi
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,15 +17,15 @@ from typing import Any, Final
 import torch
 
 from fourfold.engine.admission import check_image
-from fourfold.engine.base import EngineCard, EngineEvent, EngineJob, JobDone, JobFailed, Mode, Progress
+from fourfold.engine.base import EngineCard, EngineEvent, EngineJob, JobDone, JobFailed, Mode, Progress, Remark
 from fourfold.engine.sd_x4_decode import DecodeLimits
 from fourfold.engine.sd_x4_files import ModelFolder, locate_model
 from fourfold.engine.sd_x4_job import Running, decode_job, prepare, total_steps
+from fourfold.engine.sd_x4_kernels import Kernels, Shape
 from fourfold.engine.sd_x4_load import Modules, load_modules
 from fourfold.engine.sd_x4_plan import largest_side, plan_canvas
 from fourfold.engine.sd_x4_schedule import FAST_STEPS
 from fourfold.engine.sd_x4_text import Prompts
-from fourfold.engine.sd_x4_unet import predict
 from fourfold.engine.settings import EngineSettings
 from fourfold.errors import FourfoldError, InvalidParameterError, OutOfMemoryError
 
@@ -55,10 +55,11 @@ class StableDiffusionX4Engine:
         self._modules: Modules = load_modules(found, device=device)
         self._card = _measured(card, self._modules)
         self._prompts = Prompts(self._modules)
+        self._kernels = Kernels(self._modules.unet, backend=settings.compiler)
+        self._is_strict = len(settings.batch_rows) == 1
         self._limits = DecodeLimits()
         self._lock = threading.Lock()
         self._running: list[Running] = []
-        self.out_of_memory_retries = 0  #: how often a step was tried again in halves
 
     @property
     def card(self) -> EngineCard:
@@ -102,6 +103,8 @@ class StableDiffusionX4Engine:
         if warnings:
             notes["warnings"] = warnings
         running = Running(job, plan, steps, notes, total=total_steps(plan, len(steps), self._modules.vae))
+        if self._is_strict:
+            running.is_compiled = self._kernels.is_compiled(self._shape(self._settings.batch_rows[0], running))
         with self._lock:
             if any(other.job.job_id == job.job_id for other in self._running):
                 raise ValueError(f"job {job.job_id} is already admitted")
@@ -113,14 +116,15 @@ class StableDiffusionX4Engine:
         with self._lock:
             if not self._running:
                 return []
-            lead = min(self._running, key=lambda running: running.served)
+            lead = self._next()
         with torch.inference_mode():
             touched = self._decode(lead) if lead.is_denoised else self._denoise(lead)
         with self._lock:
             gone = [event.job_id for event in touched if isinstance(event, JobDone | JobFailed)]
             alive = {running.job.job_id for running in self._running if not running.is_cancelled}
             self._running = [running for running in self._running if running.job.job_id not in gone]
-        return [event for event in touched if event.job_id in alive]
+        told = [event for event in touched if not isinstance(event, Remark) and event.job_id in alive]
+        return [*told, *self._kernels.remarks()]
 
     def cancel(self, job_id: str) -> None:
         """Forget the job; the step that runs for it just now ends first. May come from any thread."""
@@ -134,79 +138,138 @@ class StableDiffusionX4Engine:
         with self._lock:
             self._running = []
         self._prompts.clear()
-        del self._modules, self._prompts
+        self._kernels.close()
+        del self._modules, self._prompts, self._kernels
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def _next(self) -> Running:
+        """Return the job whose turn it is: who was served least, or who decodes where there is no room beside that.
+
+        What decoding holds from step to step and what the step needs have to fit together; lock held.
+        """
+        lead = min(self._running, key=lambda running: running.served)
+        holder = self._holder()
+        if holder is None or holder is lead:
+            return lead
+        wanted = lead.decode_pixels if lead.is_denoised else lead.step_pixels
+        return lead if wanted <= self._free_pixels() else holder
+
+    def _holder(self) -> Running | None:
+        """Return the job, if any, that has features of a half-decoded picture in memory; lock held."""
+        return next((running for running in self._running if running.decoding is not None), None)
+
+    def _free_pixels(self) -> int:
+        """Return how many latent pixels the budget has room for beside what is being decoded; lock held."""
+        budget = self._settings.memory_budget_bytes
+        if budget is None:
+            return MAX_STEP_PIXELS
+        held = sum(running.decode_pixels for running in self._running if running.decoding is not None)
+        return self._card.tile_pixels_within(budget) - held
+
     def _denoise(self, lead: Running) -> list[EngineEvent]:
-        rows = self._choose(lead)
+        rows, ended = self._choose(lead), dict[str, JobFailed]()
+        for running in _jobs(rows):
+            try:
+                self._begin(running)
+            except (RuntimeError, MemoryError) as exc:
+                ended[running.job.job_id] = self._failed(running, exc)
+        for part, answers in self._answers([row for row in rows if row[0].job.job_id not in ended]):
+            if isinstance(answers, list):
+                for (running, tile), answer in zip(part, answers, strict=True):
+                    running.take(tile, answer)
+                    running.served += answer.shape[-1] * answer.shape[-2]
+            else:
+                ended |= {running.job.job_id: self._failed(running, answers) for running in _jobs(part)}
+        alive = [running for running in _jobs(rows) if running.job.job_id not in ended]
+        return [*(Progress(running.job.job_id, running.done, running.total) for running in alive), *ended.values()]
+
+    def _begin(self, running: Running) -> None:
+        """Draw the job's noise, at its first step."""
+        if running.latents is not None:
+            return
         try:
-            for running, _ in rows:
-                if running.latents is None:
-                    prepare(running, self._modules)
-            answers = self._predict_or_halve(rows)
+            prepare(running, self._modules)
         except (RuntimeError, MemoryError) as exc:
             if not _is_out_of_memory(exc):
                 raise
-            return [JobFailed(job.job.job_id, self._too_large(job, exc)) for job in _jobs(rows)]
-        events: list[EngineEvent] = []
-        for (running, tile), answer in zip(rows, answers, strict=True):
-            running.take(tile, answer)
-            running.served += answer.shape[-1] * answer.shape[-2]
-        events += [Progress(running.job.job_id, running.done, running.total) for running in _jobs(rows)]
-        return events
+            self._note_retry(running)
+            prepare(running, self._modules)
 
     def _choose(self, lead: Running) -> list[_Row]:
         """Return the rows of the next network call: *lead*'s, then those of others that fit beside them."""
-        pixels = lead.tile_size[0] * lead.tile_size[1]
-        allowed = [count for count in self._settings.batch_rows if count * pixels <= self._most_pixels()]
-        most = max(allowed, default=self._settings.batch_rows[0])
         with self._lock:
             others = sorted(self._running, key=lambda running: running.served)
+            most_pixels = min(MAX_STEP_PIXELS, self._free_pixels())
+        allowed = [count for count in self._settings.batch_rows if count * lead.step_pixels <= most_pixels]
+        most = max(allowed, default=self._settings.batch_rows[0])
         mates = [lead, *(other for other in others if other is not lead and _batches_with(other, lead))]
         rows = [(running, tile) for running in mates for tile in running.pending]
         return rows[:most]
 
-    def _most_pixels(self) -> int:
-        """Return how many latent pixels one step may have, by the memory budget and by `MAX_STEP_PIXELS`."""
-        budget = self._settings.memory_budget_bytes
-        if budget is None:
-            return MAX_STEP_PIXELS
-        return min(MAX_STEP_PIXELS, self._card.tile_pixels_within(budget))
+    def _answers(self, rows: Sequence[_Row]) -> Iterator[tuple[Sequence[_Row], list[torch.Tensor] | BaseException]]:
+        """Yield rows and each one's answers ``[ways, 4, h, w]``; where memory runs out, once more in halves.
 
-    def _predict_or_halve(self, rows: Sequence[_Row]) -> list[torch.Tensor]:
-        """Return each row's answers ``[ways, 4, h, w]``; where memory runs out, once more in halves."""
+        The rows of a half that runs out again come with the exception.
+        """
+        if not rows:
+            return
         try:
-            return self._predict(rows, is_split=False)
+            yield rows, self._predict(rows, is_split=False)
+            return
         except (RuntimeError, MemoryError) as exc:
             if not _is_out_of_memory(exc):
                 raise
-            self._forget_cached()
-        self.out_of_memory_retries += 1
         for running in _jobs(rows):
-            running.notes["out_of_memory_retries"] = running.notes.get("out_of_memory_retries", 0) + 1
-        if len(rows) == 1:
-            return self._predict(rows, is_split=True)
+            self._note_retry(running)
         half = -(-len(rows) // 2)
-        return [*self._predict(rows[:half], is_split=False), *self._predict(rows[half:], is_split=False)]
+        for part in (rows[:half], rows[half:]):
+            if not part:
+                continue
+            try:
+                answers = self._predict(part, is_split=len(rows) == 1)
+            except (RuntimeError, MemoryError) as exc:
+                if not _is_out_of_memory(exc):
+                    raise
+                yield part, exc
+            else:
+                yield part, answers
+
+    def _note_retry(self, running: Running) -> None:
+        """Count that memory ran out on a job which is tried again in less; make what room there is."""
+        self._forget_cached()
+        running.notes["out_of_memory_retries"] = running.notes.get("out_of_memory_retries", 0) + 1
+
+    def _failed(self, running: Running, exc: BaseException) -> JobFailed:
+        """Return the end of a job on which memory ran out twice; raise what is no such thing."""
+        if not _is_out_of_memory(exc):
+            raise exc
+        return JobFailed(running.job.job_id, self._too_large(running, exc))
 
     def _predict(self, rows: Sequence[_Row], *, is_split: bool) -> list[torch.Tensor]:
         """Return each row's answers; *is_split*: one prompt at a time, in half the memory."""
         count = next((n for n in self._settings.batch_rows if n >= len(rows)), len(rows))
         filled = [*rows, *[rows[0]] * (count - len(rows))]  # copies: real numbers, so nothing can overflow
+        lead = rows[0][0]
         sample = torch.cat([running.inputs(tile) for running, tile in filled]).to(self._modules.dtype)
         if self._modules.device.type != "cpu":
             sample = sample.contiguous(memory_format=torch.channels_last)
         embedding = torch.stack([_embedding(running) for running, _ in filled])
-        ways = filled[0][0].ways
-        texts = [[running.texts()[way] for running, _ in filled] for way in range(ways)]
-        unet = self._modules.unet
+        texts = [[running.texts()[way] for running, _ in filled] for way in range(lead.ways)]
+        shape, compiled = self._shape(count, lead), False
         if is_split:
-            answers = torch.cat([predict(unet, sample, embedding, self._prompts.rows(some), ways=1) for some in texts])
+            answers = torch.cat([self._kernels.eager(1, sample, embedding, self._prompts.rows(some)) for some in texts])
         else:
+            compiled = self._kernels.is_compiled(shape) if lead.is_compiled is None else lead.is_compiled
             text = self._prompts.rows([text for some in texts for text in some])
-            answers = predict(unet, sample, embedding, text, ways=ways)
+            answers = self._kernels.run(shape, sample, embedding, text, compiled=compiled)
+        for running in _jobs(rows):
+            running.note_kernels(compiled=compiled)
         return [answers[row :: len(filled)] for row in range(len(rows))]
+
+    @staticmethod
+    def _shape(rows: int, lead: Running) -> Shape:
+        return Shape(rows, lead.ways, *lead.tile_size)
 
     def _decode(self, running: Running) -> list[EngineEvent]:
         """Decode one layer; the last one brings the pixels."""
@@ -223,15 +286,14 @@ class StableDiffusionX4Engine:
         except FourfoldError as exc:
             return [JobFailed(job_id, exc)]
         except (RuntimeError, MemoryError) as exc:
+            if running.has_shrunk:
+                return [self._failed(running, exc)]
             if not _is_out_of_memory(exc):
                 raise
-            if "decode_retry" in running.notes:
-                return [JobFailed(job_id, self._too_large(running, exc))]
-            running.notes["decode_retry"] = "in half the memory"
+            running.has_shrunk = True
             running.done = len(running.steps) * len(running.plan.tiles)
-            self._forget_cached()
-            self.out_of_memory_retries += 1
             running.decoding = decode_job(running, self._modules, self._limits.halved())
+            self._note_retry(running)
             return []
         return [Progress(job_id, running.done, running.total)]
 
@@ -268,7 +330,9 @@ def _measured(card: EngineCard, modules: Modules) -> EngineCard:
 
 
 def _batches_with(other: Running, lead: Running) -> bool:
-    return not other.is_denoised and other.tile_size == lead.tile_size and other.ways == lead.ways
+    """Whether the two can share a network call; strict, only where the same kernels compute both."""
+    is_alike = other.tile_size == lead.tile_size and other.ways == lead.ways
+    return is_alike and not other.is_denoised and other.is_compiled is lead.is_compiled
 
 
 def _jobs(rows: Sequence[_Row]) -> list[Running]:

@@ -149,7 +149,8 @@ def _scaled(x: torch.Tensor, factor: float) -> torch.Tensor:
 def _normaliser(x: torch.Tensor, norm: Any, limits: DecodeLimits) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what normalises any rows of *x* by the statistics of all of it (a GroupNorm)."""
     rows, channels = x.shape[:2]
-    count, mean, squares = 0, torch.zeros((), device=x.device), torch.zeros((), device=x.device)
+    count, zero = 0, torch.zeros((), device=x.device, dtype=torch.float32)
+    mean, squares = zero, zero
     for top, bottom in _strips(x, limits):
         part = x[:, :, top:bottom].float().reshape(rows, norm.num_groups, -1)
         size = part.shape[-1]

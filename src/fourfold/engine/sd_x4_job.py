@@ -45,6 +45,8 @@ class Running:
     embeddings: torch.Tensor | None = None  #: [steps, width]
     decoding: Generator[None, None, list[EngineEvent]] | None = None
     is_cancelled: bool = False
+    has_shrunk: bool = False  #: whether it decodes in half the memory, as that ran out
+    is_compiled: bool | None = None  #: strict: which kernels compute it, from its first step to its last
 
     @property
     def ways(self) -> int:
@@ -62,6 +64,16 @@ class Running:
         return [i for i in range(len(self.plan.tiles)) if i not in self.answers]
 
     @property
+    def step_pixels(self) -> int:
+        """Latent pixels of one row."""
+        return self.plan.tiles[0].width * self.plan.tiles[0].height
+
+    @property
+    def decode_pixels(self) -> int:
+        """Latent pixels whose features decoding holds from its beginning to its end."""
+        return max(box.width * box.height for box in self.plan.decode_tiles)
+
+    @property
     def tile_size(self) -> tuple[int, int]:
         """Height and width of every tile."""
         return self.plan.tiles[0].height, self.plan.tiles[0].width
@@ -70,6 +82,13 @@ class Running:
         """Return the prompts of the ways, the one without emphasis first."""
         options = self.job.options
         return (options.negative_prompt, self.job.prompt) if self.ways == 2 else (self.job.prompt,)
+
+    def note_kernels(self, *, compiled: bool) -> None:
+        """Have the job's end say which kernels computed it: "eager", "compiled", or both."""
+        name = "compiled" if compiled else "eager"
+        before = self.notes.setdefault("kernels", name)
+        if name not in before:
+            self.notes["kernels"] = f"{before}, {name}"
 
     def inputs(self, tile: int) -> torch.Tensor:
         """Return ``[1, 7, h, w]`` float32 for one tile."""
@@ -121,9 +140,12 @@ def prepare(running: Running, modules: Modules) -> None:
     canvas = pad_edges(running.job.image, plan.height, plan.width)
     unit = torch.from_numpy(canvas.astype(np.float32) / np.float32(np.iinfo(canvas.dtype).max))
     picture = unit.permute(2, 0, 1)[None] * 2.0 - 1.0
-    noise = torch.randn((1, 3, plan.height, plan.width), generator=generator)
     channels = modules.vae.config.latent_channels
-    latents = torch.randn((1, channels, plan.height, plan.width), generator=generator)
+    # Whatever torch's default is just now: who loads a model in another thread may have changed it.
+    noise, latents = (
+        torch.randn((1, count, plan.height, plan.width), generator=generator, dtype=torch.float32)
+        for count in (3, channels)
+    )
     alpha = modules.low_res_alphas[options.noise_level]
     picture = math.sqrt(alpha) * picture + math.sqrt(1 - alpha) * noise
     running.picture = picture.to(modules.device)

@@ -82,6 +82,12 @@ def plan_canvas(card: EngineCard, width: int, height: int, *, budget_bytes: int 
     )
 
 
+def job_bytes(card: EngineCard, width: int, height: int, *, budget_bytes: int) -> int:
+    """Return the memory, the model included, that a picture takes by `plan_canvas`; raises as that does."""
+    plan = plan_canvas(card, width, height, budget_bytes=budget_bytes)
+    return card.peak_bytes(max(box.width * box.height for box in (*plan.tiles, *plan.decode_tiles)))
+
+
 def largest_side(most_pixels: int) -> int:
     """Return the longest side of a square picture whose canvas has at most *most_pixels*."""
     return math.isqrt(max(0, most_pixels)) // MULTIPLE_PX * MULTIPLE_PX

@@ -24,6 +24,7 @@ class EngineSettings:
     has_bf16: bool = False  #: whether the processor multiplies bfloat16 itself; see `has_bf16`
     device: str = "cpu"  #: "cpu" or torch's name of a GPU, "cuda:0"
     batch_rows: tuple[int, ...] = (1,)  #: how many rows one network call may have, ascending; a single one is strict
+    compiler: str | None = None  #: torch.compile's backend, for engines that have a use for it; None = eager kernels
     model_paths: Mapping[str, Path] = field(default_factory=dict)  #: model_id -> where its files are
 
     def __post_init__(self) -> None:

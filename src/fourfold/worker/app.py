@@ -134,11 +134,14 @@ class _Routes:
         return JSONResponse(self._identity() | {"version": __version__})
 
     async def models(self) -> Response:
-        """List the models that this worker runs, and which are in memory now."""
-        loaded = set(self.worker.device.loaded)
-        return JSONResponse(
-            {"models": [{"model_id": model_id, "loaded": model_id in loaded} for model_id in self.worker.cards]}
-        )
+        """List the models that this worker runs, which are in memory now, and why one could not be loaded."""
+        loaded, failures = set(self.worker.device.loaded), self.worker.device.failures
+        listed = [
+            {"model_id": model_id, "loaded": model_id in loaded}
+            | ({"failure": failures[model_id].message} if model_id in failures else {})
+            for model_id in self.worker.cards
+        ]
+        return JSONResponse({"models": listed})
 
     async def metrics(self) -> Response:
         """Give the counters in Prometheus' text format."""

@@ -9,7 +9,6 @@ import json
 import queue
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,16 +23,18 @@ from fourfold.engine.base import (
     Precision,
     Progress,
     RegionDone,
+    Remark,
     UpscaleEngine,
 )
 from fourfold.engine.devices import ComputeDevice, pick_device
 from fourfold.engine.registry import load_engine
 from fourfold.engine.settings import EngineSettings, has_bf16
-from fourfold.errors import EngineCrashedError, FourfoldError
+from fourfold.errors import EngineCrashedError, FourfoldError, ModelUnavailableError
 from fourfold.imaging.canvas import CanvasWriter
 from fourfold.imaging.files import thumbnail
 from fourfold.processes.inside import Pipe, limit_memory
 from fourfold.worker import orders
+from fourfold.worker.loader import Arrival, Loader
 from fourfold.worker.orders import DeviceJob
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ _RUNTIME_BYTES: Final = 2**30
 #: Rows of one network call on a GPU; strict: always the same number, as another one rounds otherwise.
 _ROWS: Final = (1, 2, 4, 8)
 _STRICT_ROWS: Final = (4,)
+#: What an engine knows better than its card once it is loaded.
+_MEMORY: Final = ("fixed_bytes", "running_bytes", "bytes_per_input_pixel")
 
 
 class DeviceLoop:
@@ -53,13 +56,12 @@ class DeviceLoop:
     def __init__(
         self,
         send: Callable[[Mapping[str, Any]], None],
-        settings: EngineSettings,
-        load: Callable[[str, EngineSettings], UpscaleEngine],
+        load: Callable[[str], UpscaleEngine],
         make_classifier: Callable[[], "Classifier"],
     ) -> None:
         self._send = send
-        self._settings = settings
-        self._load = load
+        self.inbox: queue.SimpleQueue[Mapping[str, Any] | Arrival] = queue.SimpleQueue()
+        self._loader = Loader(load, self.inbox.put)
         self._make_classifier = make_classifier
         self._classifier: Classifier | None = None
         self._engines: dict[str, UpscaleEngine] = {}
@@ -85,7 +87,7 @@ class DeviceLoop:
         """Do what one line of the parent says."""
         operation = message["op"]
         if operation == orders.LOAD:
-            self._load_model(message["model_id"])
+            self._loader.ask(message["model_id"])
         elif operation == orders.UNLOAD:
             engine = self._engines.pop(message["model_id"], None)
             if engine is not None:
@@ -101,7 +103,7 @@ class DeviceLoop:
 
         A MemoryError ends the process: which job asked for too much is not known, and the runtime may be damaged.
         """
-        for model_id, engine in self._engines.items():
+        for model_id, engine in list(self._engines.items()):
             if not engine.busy:
                 continue
             try:
@@ -112,21 +114,18 @@ class DeviceLoop:
             for event in events:
                 self._hand_on(event)
 
-    def _load_model(self, model_id: str) -> None:
-        started = time.monotonic()
-        try:
-            if model_id not in self._engines:
-                self._engines[model_id] = self._load(model_id, self._settings)
-        except FourfoldError as exc:
-            self._send({"event": orders.LOAD_FAILED, "model_id": model_id, "code": exc.code, "message": exc.message})
-        except Exception as exc:  # noqa: BLE001  # the edge of the process: this model alone cannot be had
-            traceback.print_exc()
-            text = f"{model_id} cannot be loaded: {type(exc).__name__}: {exc}"
+    def welcome(self, arrival: Arrival) -> None:
+        """Take a model that the loader has done with, and say so."""
+        model_id, engine, error = arrival.model_id, arrival.engine, arrival.error
+        if engine is None:
+            error = error or ModelUnavailableError(f"{model_id} cannot be loaded")
             self._send(
-                {"event": orders.LOAD_FAILED, "model_id": model_id, "code": "model_unavailable", "message": text}
+                {"event": orders.LOAD_FAILED, "model_id": model_id, "code": error.code, "message": error.message}
             )
-        else:
-            self._send({"event": orders.LOADED, "model_id": model_id, "seconds": time.monotonic() - started})
+            return
+        self._engines[model_id] = engine
+        memory = {name: getattr(engine.card, name) for name in _MEMORY}
+        self._send({"event": orders.LOADED, "model_id": model_id, "seconds": arrival.seconds, "memory": memory})
 
     def _admit(self, job: DeviceJob) -> None:
         writer: CanvasWriter | None = None
@@ -150,6 +149,9 @@ class DeviceLoop:
             self._fail(job.job_id, EngineCrashedError(f"the device cannot open the job's files: {exc.strerror}"))
 
     def _hand_on(self, event: EngineEvent) -> None:
+        if isinstance(event, Remark):
+            self._send({"event": orders.REMARK, "name": event.name, "facts": event.facts})
+            return
         known = self._jobs.get(event.job_id)
         if known is None:
             return
@@ -204,7 +206,6 @@ def _classifier(threads: int, folder: Path | None) -> "Classifier":
 
 def run(pipe: Pipe, device: DeviceLoop) -> None:
     """Obey and step until the parent is gone, which ends the process from the reading thread."""
-    inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def read() -> None:
         for message in pipe.receive():
@@ -213,17 +214,20 @@ def run(pipe: Pipe, device: DeviceLoop) -> None:
                 continue
             if message["op"] == orders.CANCEL:
                 device.interrupt(message["job_id"])  # at once: a running tile must not have to finish first
-            inbox.put(message)
+            device.inbox.put(message)
         Pipe.leave()  # the parent is gone; a step on the main thread may have minutes to go
 
     threading.Thread(target=read, name="pipe", daemon=True).start()
     while True:
         try:
-            message = inbox.get(block=not device.busy)
+            message = device.inbox.get(block=not device.busy)
         except queue.Empty:
             device.step()
             continue
-        device.obey(message)
+        if isinstance(message, Arrival):
+            device.welcome(message)
+        else:
+            device.obey(message)
 
 
 def engine_settings(arguments: argparse.Namespace, compute: ComputeDevice) -> EngineSettings:
@@ -257,8 +261,7 @@ def main() -> None:
     pipe = Pipe()
     device = DeviceLoop(
         pipe.send,
-        settings,
-        lambda model_id, theirs: load_engine(model_id, settings=theirs),
+        lambda model_id: load_engine(model_id, settings=settings),
         lambda: _classifier(arguments.threads, arguments.safety_checker),
     )
     pipe.send({"event": orders.READY, "device": compute.name, "memory_bytes": settings.memory_budget_bytes})

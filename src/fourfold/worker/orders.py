@@ -16,6 +16,7 @@ MEMORY_RAN_OUT: Final = "memory_ran_out"
 DONE: Final = "done"
 FAILED: Final = "failed"
 PONG: Final = "pong"
+REMARK: Final = "remark"  #: an engine's, for the log
 # The parent's operations.
 LOAD: Final = "load"
 UNLOAD: Final = "unload"

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -17,15 +17,14 @@ from fourfold.errors import (
     EngineCrashedError,
     FourfoldError,
     ModelUnavailableError,
-    NoCapacityError,
     OutOfMemoryError,
     error_for,
 )
 from fourfold.processes.child import Child, ChildDiedError
 from fourfold.telemetry import Metrics
 from fourfold.worker import orders
+from fourfold.worker.models import DeviceModels, ReplacedError
 from fourfold.worker.orders import DeviceJob, DeviceResult
-from fourfold.worker.residency import Resident, plan
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +65,6 @@ class _OpenJob:
     on_progress: OnProgress
 
 
-@dataclass(slots=True)
-class _Loaded:
-    """A model that the child holds."""
-
-    jobs: int = 0
-    last_used_s: float = field(default_factory=time.monotonic)
-
-
 class Device:
     """One device. Use as a context manager: the child starts with it and is gone after it.
 
@@ -90,26 +81,27 @@ class Device:
         metrics: Metrics | None = None,
     ) -> None:
         self._limits = limits
-        self._cards = cards
         self._warm = warm
         self._metrics = metrics
         self._child: Child | None = None
         self._reader: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
-        self._loading = asyncio.Lock()
         self._slots = asyncio.Semaphore(limits.capacity)
         self._alone = asyncio.Lock()
         self._jobs: dict[str, _OpenJob] = {}
-        self._loaded: dict[str, _Loaded] = {}
-        self._loads: dict[str, asyncio.Future[float]] = {}
-        self._job_left = asyncio.Event()
+        self._models = DeviceModels(
+            cards,
+            warm=warm,
+            budget_bytes=limits.memory_bytes,
+            load_timeout_s=limits.load_timeout_s,
+            on_stuck=self._replace_if_stuck,
+            metrics=metrics,
+        )
         self._warming: asyncio.Task[None] | None = None
-        self._failures: dict[str, FourfoldError] = {}  #: warm models that could not be loaded, and why
-        self._hopeless: set[str] = set()  #: those of them that will not come by trying again
+        self._hopeless: set[str] = set()  #: warm models that will not come by trying again
         self._closing = False
         self._starts = 0
         self._heard_s = 0.0  #: when the child last gave a sign of life
-        self._budget_bytes = limits.memory_bytes  #: a GPU's own memory, once the child has said so
 
     async def __aenter__(self) -> Self:
         self._warm_up_later()
@@ -130,6 +122,7 @@ class Device:
             await child.close()
         if reader is not None:
             await reader
+        await self._models.close()
 
     @property
     def pid(self) -> int | None:
@@ -139,7 +132,7 @@ class Device:
     @property
     def loaded(self) -> tuple[str, ...]:
         """The models in memory now."""
-        return tuple(self._loaded)
+        return self._models.loaded
 
     @property
     def running(self) -> int:
@@ -149,12 +142,12 @@ class Device:
     @property
     def is_loading(self) -> bool:
         """Whether a warm model is not there yet, and may still come."""
-        return any(m not in self._loaded and m not in self._failures for m in self._warm)
+        return any(m not in self.loaded and m not in self.failures for m in self._warm)
 
     @property
-    def failure(self) -> FourfoldError | None:
-        """Why a warm model is not there and will not come by itself; None where all is well."""
-        return next((self._failures[m] for m in self._warm if m in self._failures), None)
+    def failures(self) -> Mapping[str, FourfoldError]:
+        """The models that could not be loaded when that was last tried, and why."""
+        return self._models.failures
 
     async def run(self, job: DeviceJob, on_progress: OnProgress = lambda _done, _total: None) -> DeviceResult:
         """Have the child do *job*; its pixels are on the target canvas when this returns. Cancelling this frees it.
@@ -168,7 +161,7 @@ class Device:
             async with asyncio.timeout(self._limits.job_timeout_s):
                 return await self._run_twice(job, on_progress)
         except TimeoutError:
-            if self._child is not None and not self._jobs:
+            if self._child is not None and not self._jobs and not self._models.is_loading:
                 self._child.kill()  # hung, perhaps: nobody else loses by a new one
             raise DeadlineExceededError(
                 f"the job took longer than {self._limits.job_timeout_s:g} s; send a smaller image"
@@ -176,16 +169,29 @@ class Device:
 
     async def _run_twice(self, job: DeviceJob, on_progress: OnProgress) -> DeviceResult:
         try:
-            async with self._slots:
-                return await self._attempt(job, on_progress)
+            return await self._attempt(job, on_progress, lambda: self._slots)
         except ChildDiedError as exc:
             log.warning("device_died", extra={"job_id": job.job_id, "how": exc.reason, "next": "retry alone"})
         try:
-            async with self._all_slots():
-                return await self._attempt(job, on_progress)
+            return await self._attempt(job, on_progress, self._all_slots)
         except ChildDiedError as exc:
             kind = OutOfMemoryError if exc.returncode == orders.OUT_OF_MEMORY_STATUS else EngineCrashedError
             raise kind(f"the device's process {exc.reason}, twice with this job") from exc
+
+    async def _attempt(
+        self, job: DeviceJob, on_progress: OnProgress, place: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> DeviceResult:
+        """Run *job* once, in *place*; the model comes first: who waits for one to be loaded takes nobody's place.
+
+        Raises: ChildDiedError if the child dies meanwhile, or in loading the model.
+        """
+        size = job.source.width, job.source.height
+        while True:
+            child = await self._have_child()
+            with contextlib.suppress(ReplacedError):
+                async with self._models.claim(child, job.model_id, size), place():
+                    if child.alive:
+                        return await self._run_in(child, job, on_progress)
 
     @asynccontextmanager
     async def _all_slots(self) -> AsyncIterator[None]:
@@ -201,12 +207,8 @@ class Device:
                 for _ in range(held):
                     self._slots.release()
 
-    async def _attempt(self, job: DeviceJob, on_progress: OnProgress) -> DeviceResult:
-        """Run *job* once. Raises: ChildDiedError if the child dies meanwhile."""
-        child = await self._have_child()
-        model = await self._have_model(child, job.model_id)
-        model.jobs += 1
-        model.last_used_s = time.monotonic()
+    async def _run_in(self, child: Child, job: DeviceJob, on_progress: OnProgress) -> DeviceResult:
+        """Have *child* do *job*. Raises: ChildDiedError if it dies meanwhile."""
         ended: asyncio.Future[DeviceResult] = asyncio.get_running_loop().create_future()
         self._jobs[job.job_id] = _OpenJob(ended, on_progress)
         try:
@@ -218,8 +220,12 @@ class Device:
             raise
         finally:
             self._jobs.pop(job.job_id, None)
-            model.jobs -= 1
-            self._job_left.set()
+            self._replace_if_stuck()
+
+    def _replace_if_stuck(self) -> None:
+        """Kill a child whose loading hangs, as soon as no job is in it; the next one starts afresh."""
+        if self._models.is_stuck and not self._jobs and self._child is not None:
+            self._child.kill()
 
     async def _have_child(self) -> Child:
         """Return the living child, a new one where there is none."""
@@ -243,63 +249,14 @@ class Device:
                 child.kill()
                 await child.close()
                 raise
-            self._budget_bytes = ready.get("memory_bytes", self._limits.memory_bytes)
+            self._models.budget_bytes = ready.get("memory_bytes", self._limits.memory_bytes)
+            self._models.device = ready.get("device", self._limits.device)
             self._starts += 1
             if self._starts > 1 and self._metrics is not None:
                 self._metrics.restarted("device")
             self._child = child
             self._reader = asyncio.create_task(self._read(child), name="device-reader")
             return child
-
-    async def _have_model(self, child: Child, model_id: str) -> _Loaded:
-        """Return the resident model, loading it and letting others go as residency says."""
-        while True:
-            async with self._loading:
-                if model_id in self._loaded:
-                    return self._loaded[model_id]
-                self._job_left.clear()
-                try:
-                    todo = plan(model_id, self._bytes(model_id), self._residents(), budget_bytes=self._budget_bytes)
-                except NoCapacityError:
-                    pass  # wait, below, without the lock, until a job has left
-                else:
-                    for leaving in todo.evict:
-                        self._loaded.pop(leaving, None)
-                        log.info("model_evicted", extra={"model_id": leaving, "for": model_id})
-                        await child.send({"op": orders.UNLOAD, "model_id": leaving})
-                    return await self._load(child, model_id)
-            await self._job_left.wait()
-
-    async def _load(self, child: Child, model_id: str) -> _Loaded:
-        loading: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._loads[model_id] = loading
-        try:
-            await child.send({"op": orders.LOAD, "model_id": model_id})
-            async with asyncio.timeout(self._limits.load_timeout_s):
-                seconds = await loading
-        except TimeoutError:
-            child.kill()
-            raise ModelUnavailableError(
-                f"{model_id} did not load within {self._limits.load_timeout_s:g} s; raise worker.load_timeout_s"
-            ) from None
-        finally:
-            self._loads.pop(model_id, None)
-        self._failures.pop(model_id, None)
-        self._hopeless.discard(model_id)
-        log.info("model_loaded", extra={"model_id": model_id, "seconds": round(seconds, 3)})
-        if self._metrics is not None:
-            self._metrics.observe_stage("load", seconds, model_id=model_id)
-        return self._loaded.setdefault(model_id, _Loaded())
-
-    def _bytes(self, model_id: str) -> int:
-        card = self._cards[model_id]
-        return card.peak_bytes((card.core_px + 2 * card.margin_px) ** 2)
-
-    def _residents(self) -> list[Resident]:
-        return [
-            Resident(model_id, self._bytes(model_id), model_id in self._warm, model.jobs, model.last_used_s)
-            for model_id, model in self._loaded.items()
-        ]
 
     async def _keep_pulse(self, child: Child) -> None:
         """Ask the child for signs of life; kill one that gives none: whoever waits for it is told at once."""
@@ -331,24 +288,20 @@ class Device:
             if not self._closing:
                 log.warning("device_process_ended", extra={"how": exc.reason, "jobs": sorted(self._jobs)})
             await child.close()
-            self._loaded.clear()
-            waiting: list[asyncio.Future[Any]] = [job.ended for job in self._jobs.values()]
-            for future in [*waiting, *self._loads.values()]:
-                if not future.done():
-                    future.set_exception(ChildDiedError(exc.reason, exc.returncode))
+            self._models.child_died(exc)
+            for job in self._jobs.values():
+                if not job.ended.done():
+                    job.ended.set_exception(ChildDiedError(exc.reason, exc.returncode))
             if not self._closing:
                 self._warm_up_later()
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind in (orders.LOADED, orders.LOAD_FAILED):
-            load = self._loads.get(event["model_id"])
-            if load is None or load.done():
-                return
-            if kind == orders.LOADED:
-                load.set_result(event["seconds"])
-            else:
-                load.set_exception(error_for(event["code"], event["message"], otherwise=ModelUnavailableError))
+            self._models.take(event)
+            return
+        if kind == orders.REMARK:
+            _log_remark(event["name"], event["facts"])
             return
         if kind == orders.MEMORY_RAN_OUT:
             log.warning("memory_plan_failed", extra={name: value for name, value in event.items() if name != "event"})
@@ -374,19 +327,26 @@ class Device:
     async def _warm_up(self) -> None:
         """Load each warm model. One whose child dies is tried again, soon at first: others may have killed it."""
         deaths = 0
-        while missing := [m for m in self._warm if m not in self._loaded and m not in self._hopeless]:
+        while missing := [m for m in self._warm if m not in self.loaded and m not in self._hopeless]:
             model_id = missing[0]
             try:
-                await self._have_model(await self._have_child(), model_id)
+                async with self._models.claim(await self._have_child(), model_id, None):
+                    pass
+            except ReplacedError:
+                continue
             except FourfoldError as exc:
                 self._hopeless.add(model_id)
-                self._note_load_failure(model_id, exc)
+                self._models.mark(model_id, exc)
             except (ChildDiedError, TimeoutError) as exc:
                 deaths += 1
                 if deaths >= _MOST_DEATHS:
-                    self._note_load_failure(model_id, ModelUnavailableError(f"{model_id}: {exc}"))
+                    self._models.mark(model_id, ModelUnavailableError(f"{model_id}: {exc}"))
                 await asyncio.sleep(min(_FIRST_REVIVAL_S * 2**deaths, _LAST_REVIVAL_S))
 
-    def _note_load_failure(self, model_id: str, failure: FourfoldError) -> None:
-        self._failures[model_id] = failure
-        log.error("model_load_failed", extra={"model_id": model_id, "code": failure.code, "why": str(failure)})
+
+def _log_remark(name: str, facts: dict[str, Any]) -> None:
+    """Log what an engine says about itself."""
+    if name == "compile_failed":
+        log.warning("compile_failed", extra=facts)
+    elif name == "kernels_ready":
+        log.info("kernels_ready", extra=facts)

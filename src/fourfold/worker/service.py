@@ -58,8 +58,8 @@ class Worker:
 
     @property
     def health(self) -> str:
-        """LOADING, OK (working), IDLE or ERROR (a warm model cannot be had)."""
-        if self.device.failure is not None:
+        """LOADING, OK (working), IDLE or ERROR (none of its models can be had)."""
+        if all(model_id in self.device.failures for model_id in self.cards):
             return ERROR
         if self.device.is_loading:
             return LOADING

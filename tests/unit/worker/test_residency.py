@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourfold.errors import FourfoldError, NoCapacityError, OutOfMemoryError
+from fourfold.errors import FourfoldError, OutOfMemoryError
 from fourfold.worker.residency import Plan, Resident, plan
 
 
@@ -13,8 +13,10 @@ def resident(model_id: str, size: int, *, warm: bool = False, jobs: int = 0, use
 
 
 def test_a_resident_model_needs_nothing() -> None:
-    """No load, no eviction, whatever the budget says now."""
-    assert plan("a", 50, [resident("a", 50)], budget_bytes=10) == Plan(load=False, evict=())
+    """No load, no eviction."""
+    made = plan("a", 50, [resident("a", 50), resident("b", 50)], budget_bytes=100)
+
+    assert made == Plan(load=False) and made.is_free
 
 
 def test_a_model_that_fits_beside_the_others_evicts_nobody() -> None:
@@ -42,9 +44,26 @@ def test_a_warm_model_leaves_when_nothing_else_can() -> None:
 
 
 def test_a_model_with_jobs_never_leaves() -> None:
-    """The wanted one waits."""
-    with pytest.raises(NoCapacityError):
-        plan("c", 70, [resident("a", 60, jobs=1)], budget_bytes=100)
+    """The wanted one waits for it; who would be in time to leave stays until then."""
+    made = plan("c", 70, [resident("a", 60, jobs=1), resident("b", 10)], budget_bytes=100)
+
+    assert made == Plan(load=True, evict=("b",), wait_for=("a",))
+    assert not made.is_free
+
+
+def test_idle_models_leave_before_a_busy_one_is_waited_for() -> None:
+    """A warm one, too: a job that is there goes before a promise of speed."""
+    residents = [resident("busy", 40, jobs=1), resident("warm", 40, warm=True)]
+
+    assert plan("c", 50, residents, budget_bytes=100) == Plan(load=True, evict=("warm",))
+
+
+def test_a_larger_job_of_a_resident_model_makes_room_as_well() -> None:
+    """What counts is the model with the job's pixels, not the model alone."""
+    residents = [resident("a", 40, jobs=1), resident("b", 40)]
+
+    assert plan("a", 70, residents, budget_bytes=100) == Plan(load=False, evict=("b",))
+    assert plan("a", 60, residents, budget_bytes=100).is_free
 
 
 def test_a_model_larger_than_the_budget_is_refused() -> None:
@@ -65,6 +84,7 @@ def test_a_plan_always_fits_and_never_stops_a_job(rows: list[tuple[int, bool, in
     except FourfoldError:
         return
 
-    left = [r for r in residents if r.model_id not in made.evict]
+    left = [r for r in residents if r.model_id not in (*made.evict, *made.wait_for)]
     assert sum(r.bytes for r in left) + wanted <= 100
     assert all(r.jobs == 0 for r in residents if r.model_id in made.evict)
+    assert all(r.jobs > 0 for r in residents if r.model_id in made.wait_for)
