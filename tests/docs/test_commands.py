@@ -34,6 +34,9 @@ ELSEWHERE = {
     "fourfold upscale examples/photo.jpg -o large.png": (
         "tests/docs/test_readme.py::test_the_upscale_command_writes_a_picture"
     ),
+    "fourfold models pull": (
+        "tests/acceptance/test_models_command.py::test_a_pulled_model_is_offered_offline_and_mended_and_removed"
+    ),
     "fourfold worker --port 8000": "tests/docs/test_readme.py::test_the_roles_make_a_network_one_by_one",
 }
 #: First line of a block -> why no test runs it.

@@ -102,6 +102,8 @@ class Device:
         self._closing = False
         self._starts = 0
         self._heard_s = 0.0  #: when the child last gave a sign of life
+        if metrics is not None:
+            metrics.runs_models(cards)
 
     async def __aenter__(self) -> Self:
         self._warm_up_later()
