@@ -27,6 +27,7 @@ PAGES = sorted(
 BASE_URL = "http://127.0.0.1:9935"
 BLOCK_S = 240.0
 
+_PULLED = "tests/acceptance/test_models_command.py::test_a_pulled_model_is_offered_offline_and_mended_and_removed"
 #: First line of a block -> the test that runs it.
 ELSEWHERE = {
     "make demo": "tests/acceptance/test_demo.py::test_the_demo_upscales_the_photo_though_the_default_ports_are_taken",
@@ -34,9 +35,8 @@ ELSEWHERE = {
     "fourfold upscale examples/photo.jpg -o large.png": (
         "tests/docs/test_readme.py::test_the_upscale_command_writes_a_picture"
     ),
-    "fourfold models pull": (
-        "tests/acceptance/test_models_command.py::test_a_pulled_model_is_offered_offline_and_mended_and_removed"
-    ),
+    "fourfold models  ": _PULLED,
+    "fourfold models pull": _PULLED,
     "fourfold worker --port 8000": "tests/docs/test_readme.py::test_the_roles_make_a_network_one_by_one",
 }
 #: First line of a block -> why no test runs it.
