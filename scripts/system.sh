@@ -8,6 +8,9 @@ command -v curl >/dev/null || missing+=(curl)
 # For Livepeer's JavaScript SDKs (scripts/node_sdks.sh).
 command -v node >/dev/null || missing+=(nodejs)
 command -v npm >/dev/null || missing+=(npm)
+# For the container's stand-in (tests/acceptance/container).
+command -v ip >/dev/null || missing+=(iproute2)
+command -v nsenter >/dev/null || missing+=(util-linux)
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing what the tests need of the system: ${missing[*]}"

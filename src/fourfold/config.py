@@ -5,12 +5,14 @@ default. ``FOURFOLD_GATEWAY__PORT=8080`` sets ``[gateway] port``; lists and tabl
 (``FOURFOLD_GATEWAY__ORCHESTRATORS='["https://10.0.0.2:8935"]'``).
 """
 
+import difflib
 import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -202,7 +204,7 @@ def load(
     for name, text in sorted(environ.items()):
         if name.startswith(ENV_PREFIX):
             key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
-            _put(values, key, _from_text(text))
+            _put(values, key, _from_text(text, is_text=_is_text(key)))
             origins[key] = f"environment {name}"
     for key, value in (flags or {}).items():
         if value is not None:
@@ -254,12 +256,37 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is not TOML: {exc}") from exc
 
 
-def _from_text(text: str) -> Any:
-    """Return a variable's value: TOML where it is a list, a table, a number or a boolean, else the text itself."""
+def _from_text(text: str, *, is_text: bool) -> Any:
+    """Return a variable's value: TOML where it is a list, a table, a number or a boolean, else the text itself.
+
+    Args: *is_text*, the setting is a text: one of digits alone, as a token may be, stays it.
+    """
     try:
-        return tomllib.loads(f"v = {text}")["v"]
+        value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if is_text and not isinstance(value, str) else value
+
+
+def _is_text(dotted: str) -> bool:
+    """Whether the setting *dotted* is a text, a path or a secret, or none."""
+    *sections, key = dotted.split(".")
+    model: Any = Settings
+    for section in sections:
+        field = model.model_fields.get(section)
+        if field is None or not _is_section(field.annotation):
+            return False
+        model = field.annotation
+    field = model.model_fields.get(key)
+    if field is None:
+        return False
+    is_choice = isinstance(field.annotation, UnionType)
+    kinds = set(get_args(field.annotation)) - {type(None)} if is_choice else {field.annotation}
+    return kinds <= {str, Path, SecretStr}
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "", model: type[BaseModel] = Settings) -> list[tuple[str, Any]]:
@@ -267,8 +294,8 @@ def _flatten(table: Mapping[str, Any], prefix: str = "", model: type[BaseModel] 
     leaves: list[tuple[str, Any]] = []
     for key, value in table.items():
         field = model.model_fields.get(key)
-        annotation = field.annotation if field else None
-        if isinstance(value, dict) and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        annotation: Any = field.annotation if field else None
+        if isinstance(value, dict) and _is_section(annotation):
             leaves += _flatten(value, f"{prefix}{key}.", annotation)
         else:
             leaves.append((prefix + key, value))
@@ -287,6 +314,12 @@ def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
+#: What is said in place of pydantic's word for a type of Python's.
+_FORM_TO_EXPECTED: Final[Mapping[str, str]] = {
+    "tuple_type": 'expected a list, ["first", "second"]',
+    "dict_type": 'expected a table, {"key" = "value"}',
+}
+
 
 def _check(model: type[_Model], values: Mapping[str, Any], origins: Mapping[str, str]) -> _Model:
     """Validate *values*; name every wrong key, what came, where from and what was expected."""
@@ -298,8 +331,29 @@ def _check(model: type[_Model], values: Mapping[str, Any], origins: Mapping[str,
             key = ".".join(str(part) for part in err["loc"])
             origin = next((o for k, o in origins.items() if key == k or key.startswith(k + ".")), "the settings")
             if err["type"] == "extra_forbidden":
-                lines.append(f"{key}: no such setting (in {origin}); `fourfold config show` lists all")
+                lines.append(f"{key}: no such setting (in {origin}); {_nearest(key, origin)}")
             else:
                 came = "" if "token" in key else f", got {err['input']!r}"
-                lines.append(f"{key}: {err['msg']}{came} (in {origin})")
+                expected = _FORM_TO_EXPECTED.get(err["type"], err["msg"])
+                lines.append(f"{key}: {expected}{came} (in {origin})")
         raise ConfigError("\n".join(lines)) from exc
+
+
+def _nearest(key: str, origin: str) -> str:
+    """Return which settings may have been meant by *key*, written as at *origin*, else where all of them stand."""
+    known = {dotted.replace(".", "_"): dotted for dotted in _keys(Settings)}
+    found = difflib.get_close_matches(key.replace(".", "_"), known, n=1, cutoff=0.8)
+    meant = [known[name] for name in found] or [dotted for dotted in known.values() if dotted.endswith(f".{key}")]
+    if not meant:
+        return "`fourfold config show`, without it, lists all"
+    if origin.startswith("environment"):
+        meant = [f"{ENV_PREFIX}{dotted.replace('.', '__').upper()}" for dotted in meant]
+    return f"did you mean {' or '.join(meant)}?"
+
+
+def _keys(model: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys of all settings and groups of them."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        keys += [prefix + name, *(_keys(field.annotation, f"{prefix}{name}.") if _is_section(field.annotation) else [])]
+    return keys

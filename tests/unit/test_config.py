@@ -67,6 +67,59 @@ def test_a_misspelt_variable_is_refused(tmp_path: Path) -> None:
         load(write(tmp_path, ""), environ={"FOURFOLD_GATEWAY__PROT": "1"})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("FOURFOLD_GATEWAY_PORT", "did you mean FOURFOLD_GATEWAY__PORT?"),
+        ("FOURFOLD_GATEWAY__PROT", "did you mean FOURFOLD_GATEWAY__PORT?"),
+        ("FOURFOLD_DATADIR", "did you mean FOURFOLD_DATA_DIR?"),
+        ("FOURFOLD_STRICT", "did you mean FOURFOLD_WORKER__STRICT?"),
+        ("FOURFOLD_XYZ", "`fourfold config show`, without it, lists all"),
+    ],
+)
+def test_what_was_meant_by_a_misspelt_variable_is_told(tmp_path: Path, wrong: str, meant: str) -> None:
+    """As it is written where it stands."""
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, ""), environ={wrong: "1"})
+
+    assert str(caught.value).endswith(meant)
+
+
+def test_what_was_meant_in_a_file_is_told(tmp_path: Path) -> None:
+    """By its dotted name; of several that may be meant, all."""
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, "drain_s = 1\n[gateway]\nmaxjobs = 1\n"), environ={})
+
+    assert "did you mean gateway.max_jobs?" in str(caught.value)
+    assert "did you mean gateway.drain_s or orchestrator.drain_s or worker.drain_s?" in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["12345", "true", "1e5", "[x]", "1979-05-27"])
+def test_a_token_is_a_text_whatever_it_looks_like(tmp_path: Path, token: str) -> None:
+    """From the environment values are read as TOML, but not where only a text can be meant."""
+    environ = {"FOURFOLD_WORKER__AUTH_TOKEN": token, "FOURFOLD_DATA_DIR": "123", "FOURFOLD_GATEWAY__MAX_JOBS": "3"}
+
+    settings = load(write(tmp_path, ""), environ=environ).settings
+
+    assert settings.worker.auth_token is not None and settings.worker.auth_token.get_secret_value() == token
+    assert (settings.data_dir, settings.gateway.max_jobs) == (Path("123"), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("GATEWAY__ORCHESTRATORS", "https://127.0.0.1:1", 'expected a list, ["first", "second"], got'),
+        ("GATEWAY__MODEL_ALIASES", "a=b", 'expected a table, {"key" = "value"}, got'),
+    ],
+)
+def test_a_list_that_is_none_is_refused_with_its_form(tmp_path: Path, name: str, value: str, words: str) -> None:
+    """Nobody at a shell knows what a tuple is."""
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, ""), environ={f"FOURFOLD_{name}": value})
+
+    assert words in str(caught.value) and f"environment FOURFOLD_{name}" in str(caught.value)
+
+
 def test_a_missing_file_is_refused_when_it_was_named(tmp_path: Path) -> None:
     """A typo in --config must not run the defaults."""
     with pytest.raises(ConfigError, match=r"nowhere\.toml"):

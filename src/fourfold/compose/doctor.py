@@ -1,19 +1,21 @@
 """Look at this machine with a worker's, an orchestrator's and a gateway's needs in mind; change nothing."""
 
-import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from fourfold.compose.common import loadable_cards
 from fourfold.compose.limits import usable_cores, usable_memory_bytes
-from fourfold.compose.worker import device_limits
+from fourfold.compose.models import sold_models
+from fourfold.compose.worker import device_limits, worker_cards
 from fourfold.config import Settings
 from fourfold.engine.base import EngineCard
 from fourfold.engine.registry import cards
@@ -47,10 +49,11 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _cores(settings)
     yield _bf16()
     yield from _memory(settings)
-    yield from _gpu()
+    yield from _gpu(settings.worker.device)
     yield _port("gateway", settings.gateway.host, settings.gateway.port)
     yield _port("orchestrator", settings.orchestrator.host, settings.orchestrator.port)
     yield _disk(settings.data_dir)
+    yield _offers(settings)
     for card in loadable_cards(settings.worker.model_paths).values():
         yield _weights(card)
     yield _safety(settings.worker.safety_checker)
@@ -92,10 +95,17 @@ def _memory(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"memory for {card.model_id}", Verdict.WARN, f"needs {needed / _GIB:.1f} GiB", advice)
 
 
-def _gpu() -> Iterator[Finding]:
+def _gpu(wanted: str) -> Iterator[Finding]:
+    """Look at what the driver says; torch is not loaded for it, as that takes seconds."""
     tool = shutil.which("nvidia-smi")
+    asked = f"worker.device is {wanted!r}"
+    if tool is None and wanted.startswith("cuda"):
+        yield Finding(
+            "gpu", Verdict.FAIL, f"{asked}, none seen (no nvidia-smi)", "install the driver, or set it to auto"
+        )
+        return
     if tool is None:
-        yield Finding("gpu", Verdict.OK, "none seen (no nvidia-smi): the embedded models run on the processor")
+        yield Finding("gpu", Verdict.OK, "none seen (no nvidia-smi): the models run on the processor")
         return
     command = [tool, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
@@ -103,13 +113,48 @@ def _gpu() -> Iterator[Finding]:
     except (OSError, subprocess.SubprocessError) as exc:
         yield Finding("gpu", Verdict.WARN, f"nvidia-smi failed: {type(exc).__name__}", "look at the driver")
         return
-    for number, line in enumerate(lines.strip().splitlines()):
-        name, total, free = (part.strip() for part in line.split(","))
+    yield from _torch(wanted)
+    found_gpus = lines.strip().splitlines()
+    if wanted.startswith("cuda") and int(wanted.partition(":")[2] or 0) >= len(found_gpus):
+        yield Finding(
+            "gpu", Verdict.FAIL, f"{asked}, of {len(found_gpus)} seen", "name one that is there, or set it to auto"
+        )
+    for number, line in enumerate(found_gpus):
+        name, total, free = ([part.strip() for part in line.split(",")] + ["", ""])[:3]
+        if not total.isdecimal():
+            yield Finding(f"gpu {number}", Verdict.WARN, f"nvidia-smi says {line[:80]!r}", "look at the driver")
+            continue
         yield Finding(f"gpu {number}", Verdict.OK, f"{name}, {free} of {total} MiB free")
         for card in cards().values():
             if card.fixed_bytes / 2**20 > float(total):
                 found = f"{card.model_id} needs {card.fixed_bytes / _GIB:.1f} GiB of it"
                 yield Finding(f"gpu {number}", Verdict.WARN, found, "leave the model to a larger device")
+
+
+def _torch(wanted: str) -> Iterator[Finding]:
+    """Tell whether what is installed can compute on the GPU that is there."""
+    verdict = Verdict.FAIL if wanted.startswith("cuda") else Verdict.WARN
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        advice = "install torch for this GPU, then: pip install 'fourfold[diffusion]'"
+        yield Finding("torch", verdict, "not installed: the GPU does nothing", advice)
+        return
+    if version.endswith("+cpu"):
+        yield Finding(
+            "torch", verdict, f"{version}, a build for processors alone", "install a build of torch for this GPU"
+        )
+    else:
+        yield Finding("torch", Verdict.OK, version)
+
+
+def _offers(settings: Settings) -> Finding:
+    try:
+        models = sold_models(settings.orchestrator.models, settings.worker.model_paths)
+        worker_cards(settings.worker)
+    except ConfigError as exc:
+        return Finding("models", Verdict.FAIL, exc.message, "put it right, else nothing starts")
+    return Finding("models", Verdict.OK, f"{len(models)} on sale: {', '.join(model.model_id for model in models)}")
 
 
 def _port(role: str, host: str, port: int) -> Finding:
@@ -122,11 +167,14 @@ def _port(role: str, host: str, port: int) -> Finding:
 
 
 def _disk(folder: Path) -> Finding:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        tempfile.TemporaryFile(dir=there).close()  # not `os.access`: root may write everywhere, and cannot everywhere
+    except OSError as exc:
+        problem = f"{folder} cannot be written: {exc.strerror}"
+        return Finding("disk", Verdict.FAIL, problem, "choose another with --data-dir, or put its owner right")
     found = f"{folder}: {free / _GIB:.1f} GiB free"
-    if not os.access(there, os.W_OK):
-        return Finding("disk", Verdict.FAIL, f"{folder} cannot be written", "choose another with --data-dir")
     if free < _FREE_BYTES:
         return Finding(
             "disk", Verdict.WARN, found, "make room: one large result takes hundreds of MiB while it is made"

@@ -71,7 +71,10 @@ def _with_ports(settings: Settings) -> Settings:
 
     gateway, orchestrator = settings.gateway, settings.orchestrator
     # Both at once, so that the two cannot be given the same one.
-    with listen(gateway.host, gateway.port) as one, listen(orchestrator.host, orchestrator.port) as other:
+    with (
+        listen(gateway.host, gateway.port) as one,
+        listen(orchestrator.host, orchestrator.port, flag="--orchestrator-port") as other,
+    ):
         ports = one.getsockname()[1], other.getsockname()[1]
     return settings.model_copy(
         update={

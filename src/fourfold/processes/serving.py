@@ -29,8 +29,10 @@ _HEADER_BYTES: Final = 128 * 1024
 _OVER_TLS: Final = Patience(most_open=250)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, flag: str = "--port") -> socket.socket:
     """Return a socket bound to *host*:*port*, listening; port 0 takes a free one.
+
+    Args: *flag*, by which another port is chosen.
 
     Raises: ConfigError if the address is in use or not ours.
     """
@@ -45,7 +47,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as exc:
         sock.close()
         raise ConfigError(
-            f"cannot listen on {host}:{port}: {exc.strerror}; choose another with --port, 0 takes a free one"
+            f"cannot listen on {host}:{port}: {exc.strerror}; choose another with {flag}, 0 takes a free one"
         ) from exc
     return sock
 
