@@ -157,7 +157,9 @@ class Metrics:
         self.job_s = self._histogram("job_seconds", "Time of a finished job, from its arrival to its end", "model_id")
         self.stage_s = self._histogram("stage_seconds", "Time of one stage of a job", "stage", "model_id")
         self.memory_plan_errors = self._counter(
-            "memory_plan_errors", "Parts of pictures that ran out of memory although they were planned to fit", "model_id"
+            "memory_plan_errors",
+            "Parts of pictures that ran out of memory although they were planned to fit",
+            "model_id",
         )
         self.restarts = self._counter("process_restarts", "Processes started again after they died", "process")
         started = self._gauge("start_time_seconds", "When the role started, in seconds since the epoch")
