@@ -23,6 +23,7 @@ FAULTS = [
     "garbage",
     "half",
     "wrong-size",
+    "odd-seed",
     "oversize",
     "bad-token",
 ]

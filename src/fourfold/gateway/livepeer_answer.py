@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from fourfold.errors import BadResultError, StorageFullError, UnreachableError
 from fourfold.gateway.orchestrator_url import OrchestratorUrl
 from fourfold.gateway.transfer import client, save, translated
-from fourfold.protocol.wire import decode_data_url
+from fourfold.protocol.wire import decode_data_url, is_seed
 
 #: Livepeer's own limit for a result is 300 MB; base64 adds a third.
 JSON_BYTES: Final = 400 * 10**6
@@ -41,8 +41,8 @@ def _read_answer(json_file: Path, target: Path, peer: str) -> ImageAnswer:
     try:
         image = json.loads(json_file.read_bytes())["images"][0]
         url, seed, nsfw = image["url"], image["seed"], image["nsfw"]
-        if not (isinstance(url, str) and type(seed) is int and isinstance(nsfw, bool)):
-            raise TypeError("expected a string, an integer and a boolean")
+        if not (isinstance(url, str) and is_seed(seed) and isinstance(nsfw, bool)):
+            raise TypeError("expected a string, a seed and a boolean")
         picture = decode_data_url(url)
     except (ValueError, LookupError, TypeError, RecursionError) as exc:
         raise BadResultError(f"{peer} answered with no ImageResponse: {type(exc).__name__}") from exc

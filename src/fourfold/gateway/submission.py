@@ -203,10 +203,9 @@ async def _refusal(response: httpx2.Response, peer: str) -> FourfoldError:
 
 def _our_answer(headers: httpx2.Headers, fields: wire.UpscaleFields, peer: str) -> Answer:
     """Read the headers of a raw image; what one of them leaves out is what was asked for."""
-    try:
-        seed = int(headers.get(wire.SEED_HEADER, fields.seed or 0))
-    except ValueError as exc:
-        raise BadResultError(f"{peer} names a seed that is no number") from exc
+    seed = wire.read_seed(headers.get(wire.SEED_HEADER, str(fields.seed or 0)))
+    if seed is None:
+        raise BadResultError(f"{peer} names a seed that is none")
     ran = headers.get(wire.MODEL_HEADER, fields.model_id)
     if ran != fields.model_id:
         raise BadResultError(f"{peer} ran {ran[:200]!r} where {fields.model_id!r} was asked for")

@@ -59,13 +59,13 @@ def read_failure(status: int, headers: Mapping[str, str], body: bytes) -> Fourfo
 
 def read_headers(headers: Mapping[str, str], fields: wire.UpscaleFields, path: Path) -> WorkResult:
     """Return the result whose raw PNG lies at *path*. Raises: BadResultError if a header is missing or malformed."""
-    seed, nsfw = headers.get(wire.SEED_HEADER, ""), headers.get(wire.NSFW_HEADER, "")
+    seed, nsfw = wire.read_seed(headers.get(wire.SEED_HEADER, "")), headers.get(wire.NSFW_HEADER, "")
     safety = headers.get(wire.SAFETY_HEADER, "")
-    if not (seed.isascii() and seed.isdecimal()) or nsfw not in ("true", "false") or safety not in _SAFETY:
+    if seed is None or nsfw not in ("true", "false") or safety not in _SAFETY:
         raise BadResultError("expected Fourfold-Seed, -Nsfw and -Safety with the picture; check the worker's version")
     model_id = headers.get(wire.MODEL_HEADER, fields.model_id)
     tiles = wire.read_tiles(headers.get(wire.TILES_HEADER, ""))
-    return WorkResult(path, int(seed), nsfw == "true", safety, model_id, path.stat().st_size, by_ours=True, tiles=tiles)
+    return WorkResult(path, seed, nsfw == "true", safety, model_id, path.stat().st_size, by_ours=True, tiles=tiles)
 
 
 async def read_runner_json(body: Path, fields: wire.UpscaleFields, target: Path) -> WorkResult:

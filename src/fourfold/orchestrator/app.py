@@ -166,6 +166,8 @@ class OrchestratorApp:
             exception_handlers={FourfoldError: self._on_error, HTTPException: _on_http_error},
         )
 
+        self._http.router.redirect_slashes = False
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand gRPC to gRPC and everything else to HTTP."""
         if scope["type"] == "http":

@@ -26,6 +26,7 @@ from fourfold.errors import (
     ValidationError,
     WorkerFailedError,
 )
+from fourfold.protocol.wire import is_seed
 
 # What an orchestrator answers (server/ai_http.go); gateways match some of these, so they are exact.
 INSUFFICIENT_CAPACITY: Final = "insufficient capacity"
@@ -123,7 +124,7 @@ def images_from_runner(body: bytes) -> list[dict[str, Any]]:
     try:
         images = json.loads(body)["images"]
         well_formed = all(
-            isinstance(image["url"], str) and type(image["seed"]) is int and isinstance(image.get("nsfw", False), bool)
+            isinstance(image["url"], str) and is_seed(image["seed"]) and isinstance(image.get("nsfw", False), bool)
             for image in images
         )
     except (ValueError, KeyError, TypeError, RecursionError) as exc:

@@ -162,6 +162,17 @@ def read_integer(form: Mapping[str, str], name: str) -> int | None:
     return int(text)
 
 
+def read_seed(text: str) -> int | None:
+    """Return the seed that a peer names in a header, None where that is none."""
+    is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_WIRE_SEED))
+    return int(text) if is_number and is_seed(int(text)) else None
+
+
+def is_seed(value: object) -> bool:
+    """Whether a peer's *value* is a seed that every client can read."""
+    return type(value) is int and 0 <= value <= MAX_WIRE_SEED
+
+
 def read_tiles(text: str) -> int | None:
     """Return the number in a ``Fourfold-Tiles`` header, None where there is none."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None

@@ -29,6 +29,7 @@ Behaviour = Literal[
     "oversize",  #: announces more bytes than anybody takes
     "elsewhere",  #: names an address on another host
     "missing",  #: names an address where nothing is
+    "odd-seed",  #: names a seed that is none
     "other-model",  #: runs another one than it was asked for
 ]
 

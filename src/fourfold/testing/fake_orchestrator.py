@@ -204,7 +204,7 @@ class FakeOrchestrator:
             png = b"<html>not a picture</html>"
         elif job.behaviour == "half":
             png = png[: len(png) // 2]
-        seed = int(job.fields.get("seed", "0"))
+        seed = -7 if job.behaviour == "odd-seed" else int(job.fields.get("seed", "0"))
         if self.style == "fourfold":
             headers = {
                 "Content-Type": "image/png",

@@ -174,6 +174,9 @@ class DeviceLoop:
         except FourfoldError as exc:
             self.interrupt(job.job_id)
             self._fail(job.job_id, exc)
+        except OSError as exc:
+            # A caller who leaves takes the job's files along, and its cancellation may lie in the inbox still.
+            self._fail(job.job_id, EngineCrashedError(f"the device cannot read the job's files: {exc.strerror}"))
 
     def _score(self, job: DeviceJob) -> float:
         """Return how likely the finished picture is not safe for work."""

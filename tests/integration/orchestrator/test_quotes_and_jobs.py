@@ -182,7 +182,7 @@ async def test_what_is_not_there_is_not_found(start, our_worker):
     """Results that nobody stored, paths that nobody serves, methods that nobody answers: JSON each time."""
     async with start(our_worker.url) as running:
         result = await running.client.get(f"{running.url}/stream/{'0' * 32}/{'0' * 32}.png")
-        path = await running.client.get(running.url + "/nothing")
+        path = await running.client.post(running.url + "/upscale/")  # nor does Livepeer's; not a redirect
         method = await running.client.get(running.url + "/upscale")
 
         assert (result.status_code, path.status_code, method.status_code) == (404, 404, 405)

@@ -95,6 +95,8 @@ def test_the_facts_of_our_worker_stand_in_headers(tmp_path: Path) -> None:
         {"seed": None},
         {"seed": ""},
         {"seed": "-1"},
+        {"seed": str(2**53)},
+        {"seed": "9" * 5000},
         {"seed": "1.0"},
         {"seed": "٣"},
         {"nsfw": "True"},

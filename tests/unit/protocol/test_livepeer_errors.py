@@ -147,6 +147,8 @@ def test_the_images_of_a_runner_are_read() -> None:
         b'{"images": "no"}',
         b'{"images": [1]}',
         b'{"images": [{"seed": 1}]}',
+        b'{"images": [{"url": "data:,", "seed": -1}]}',
+        b'{"images": [{"url": "data:,", "seed": 9007199254740992}]}',
         b'{"images": [{"url": 5, "seed": 1}]}',
         b'{"images": [{"url": "u", "seed": true}]}',
         b'{"images": [{"url": "u", "seed": "1"}]}',
