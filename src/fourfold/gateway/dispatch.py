@@ -75,7 +75,7 @@ class _Task:
 
 
 class Dispatcher:
-    """Has jobs done. A context manager: leaving it waits for the last cancellations it still has to tell.
+    """Has jobs done. A context manager: leaving it tells the last cancellations and closes the *submitter*.
 
     Args: *known*, the model ids of the local registry; *draw_seed*, 32 random bits for a job that names no seed.
     """
@@ -112,6 +112,7 @@ class Dispatcher:
     async def __aexit__(self, *_: object) -> None:
         if self._strays:
             await asyncio.wait(self._strays)
+        await self._submitter.close()
 
     async def upscale(
         self,

@@ -67,12 +67,12 @@ class Codec:
 
     async def inspect(self, source: Path, limits: LimitSettings) -> Header:
         """Return what the header of *source* says. Raises: see ``imaging.formats.inspect``."""
-        return Header(**await self._ask("inspect", source=str(source), limits=limits.model_dump()))
+        return Header(**await self._ask("inspect", source=str(source), limits=_plain(limits)))
 
     async def prepare(self, source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0) -> Prepared:
         """Bring *source* to canonical form, encoded. Raises: see ``imaging.files.prepare``."""
         done = await self._ask(
-            "prepare", source=str(source), folder=str(folder), limits=limits.model_dump(), wrap_px=wrap_px
+            "prepare", source=str(source), folder=str(folder), limits=_plain(limits), wrap_px=wrap_px
         )
         recipe = Recipe.from_json(done["recipe"])
         return Prepared(Path(done["path"]), done["width"], done["height"], recipe, done["bits"])
@@ -85,7 +85,7 @@ class Codec:
             "open_canvas",
             source=str(source),
             folder=str(folder),
-            limits=limits.model_dump(),
+            limits=_plain(limits),
             wrap_px=wrap_px,
             max_bits=max_bits,
         )
@@ -158,7 +158,7 @@ class Codec:
         Raises: as :meth:`inspect`, StorageFullError.
         """
         limits = limits or LimitSettings(input_pixels=100_000_000, side_px=2**16)
-        done = await self._ask("compare", a=str(a), b=str(b), target=str(target), limits=limits.model_dump())
+        done = await self._ask("compare", a=str(a), b=str(b), target=str(target), limits=_plain(limits))
         return Compared(**done)
 
     async def _start(self) -> Child:
@@ -215,3 +215,8 @@ class Codec:
             if child is not None and not is_sound:
                 self._bury(child)
             self._idle.put_nowait(child if is_sound else None)
+
+
+def _plain(limits: LimitSettings) -> dict[str, int]:
+    """Return what of *limits* is about the picture itself."""
+    return {"input_pixels": limits.input_pixels, "side_px": limits.side_px}

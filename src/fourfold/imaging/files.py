@@ -7,7 +7,6 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from fourfold.config import LimitSettings
 from fourfold.errors import BadResultError, ImageTooLargeError, InvalidImageError, UnsupportedFormatError
 from fourfold.imaging import containers, formats, measure, splice, writing
 from fourfold.imaging.canonical import Working, from_canonical, to_canonical
@@ -16,12 +15,12 @@ from fourfold.imaging.fidelity import Measures, Written
 from fourfold.imaging.mapped import mapped
 from fourfold.imaging.options import OutputOptions
 from fourfold.imaging.recipe import Recipe
-from fourfold.imaging.values import Opened, Prepared
+from fourfold.imaging.values import Limits, Opened, Prepared
 
 _PLAIN: Final = OutputOptions()
 
 
-def prepare(source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0) -> Prepared:
+def prepare(source: Path, folder: Path, limits: Limits, *, wrap_px: int = 0) -> Prepared:
     """Bring *source* to canonical form, encoded; a file that is canonical already passes untouched.
 
     Every pixel is decoded, so that damage shows here and not at a worker.
@@ -41,7 +40,7 @@ def prepare(source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int =
     return Prepared(target, image.width, image.height, recipe, bits)
 
 
-def open_canvas(source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0, max_bits: int = 16) -> Opened:
+def open_canvas(source: Path, folder: Path, limits: Limits, *, wrap_px: int = 0, max_bits: int = 16) -> Opened:
     """Bring *source* to canonical form, decoded into ``folder/input.raw``. Raises: as :func:`prepare`."""
     image, _, recipe = _canonical(source, limits, Working(folder, wrap_px, max_bits))
     try:
@@ -110,7 +109,7 @@ def thumbnail(canvas: Canvas, side_px: int) -> NDArray[np.uint8]:
         return np.array(small.numpy(), dtype=np.uint8).reshape(small.height, small.width, 3)
 
 
-def _canonical(source: Path, limits: LimitSettings, working: Working) -> tuple[Any, str, Recipe]:
+def _canonical(source: Path, limits: Limits, working: Working) -> tuple[Any, str, Recipe]:
     """Open *source* and bring it to canonical form, lazily where that can be."""
     header = formats.inspect(source, limits)
     padded = (header.width + 2 * working.wrap_px) * (header.height + 2 * working.wrap_px)

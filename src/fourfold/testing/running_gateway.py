@@ -18,7 +18,8 @@ from fourfold.gateway.ports import Clock, Codec, SystemClock
 from fourfold.gateway.submission import Submitter
 from fourfold.imaging import files
 from fourfold.imaging.values import Measures, OutputOptions, Prepared, Recipe, Written
-from fourfold.processes.serving import authority, listen, serve
+from fourfold.processes.serving import serve
+from fourfold.processes.sockets import authority, listen
 from fourfold.results.filesystem import FilesystemStore
 from fourfold.telemetry import Metrics
 

@@ -105,6 +105,9 @@ class Network:
     async def cancel(self, job_id: str, _: Offer) -> None:
         self.cancelled.append(job_id)
 
+    async def close(self) -> None:
+        pass
+
 
 def name_of(offer: Offer) -> str:
     return offer.orchestrator.removeprefix("https://").removesuffix(":8935")
