@@ -56,7 +56,8 @@ async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics:
     )
     process = RoleProcess(
         "worker",
-        to_json(settings.model_copy(update={"worker": theirs})),
+        # Its state lies in ours: a worker that somebody starts beside us with the same data folder has its own.
+        to_json(settings.model_copy(update={"worker": theirs, "data_dir": settings.data_dir / "orchestrator"})),
         drain_s=theirs.drain_s,
         on_restart=metrics.restarted,
     )

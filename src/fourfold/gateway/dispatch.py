@@ -251,7 +251,8 @@ class Dispatcher:
         seconds = self._clock.monotonic() - started_s
         with self._timed("verify", model_id):
             width, height = SCALE * task.prepared.width, SCALE * task.prepared.height
-            measures = await self._codec.verify(target, width, height, task.prepared.path)
+            original = task.prepared.canvas or task.prepared.path
+            measures = await self._codec.verify(target, width, height, original)
         self._discovery.note_success(offer, seconds=seconds, input_pixels=task.pixels, is_ours=answer.is_ours)
         return offer, answer, target, measures
 

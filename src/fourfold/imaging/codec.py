@@ -75,7 +75,8 @@ class Codec:
             "prepare", source=str(source), folder=str(folder), limits=_plain(limits), wrap_px=wrap_px
         )
         recipe = Recipe.from_json(done["recipe"])
-        return Prepared(Path(done["path"]), done["width"], done["height"], recipe, done["bits"])
+        canvas = Canvas.from_json(done["canvas"]) if done["canvas"] else None
+        return Prepared(Path(done["path"]), done["width"], done["height"], recipe, done["bits"], canvas)
 
     async def open_canvas(
         self, source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0, max_bits: int = 16
@@ -123,7 +124,7 @@ class Codec:
         )
         return Written.from_json(done)
 
-    async def verify(self, source: Path, width: int, height: int, original: Path | None = None) -> Measures:
+    async def verify(self, source: Path, width: int, height: int, original: Path | Canvas | None = None) -> Measures:
         """Decode all of *source*, and compare it with the canonical *original* it was made of, if that is given.
 
         Raises: BadResultError if it is no sound picture of *width* x *height*.
@@ -133,7 +134,8 @@ class Codec:
             source=str(source),
             width=width,
             height=height,
-            original=str(original) if original else None,
+            original=str(original) if isinstance(original, Path) else None,
+            canvas=original.to_json() if isinstance(original, Canvas) else None,
             crash=BadResultError,
             pixels=width * height,
         )

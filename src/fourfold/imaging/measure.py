@@ -143,5 +143,8 @@ def _structure(luma: Floats) -> float:
     if min(luma.shape) < 3:
         return 0.0
     inner = luma[1:-1, 1:-1]
-    laplacian = 4 * inner - luma[:-2, 1:-1] - luma[2:, 1:-1] - luma[1:-1, :-2] - luma[1:-1, 2:]
-    return float(np.abs(laplacian).sum(dtype=np.float64))
+    laplacian = 4 * inner
+    for neighbour in (luma[:-2, 1:-1], luma[2:, 1:-1], luma[1:-1, :-2], luma[1:-1, 2:]):
+        laplacian -= neighbour
+    np.abs(laplacian, out=laplacian)
+    return float(laplacian.sum(dtype=np.float64))

@@ -35,8 +35,9 @@ def _inspect(request: Mapping[str, Any]) -> _Reply:
 def _prepare(request: Mapping[str, Any]) -> _Reply:
     source, folder = Path(request["source"]), Path(request["folder"])
     done = files.prepare(source, folder, _Limits(**request["limits"]), wrap_px=request["wrap_px"])
+    canvas = done.canvas.to_json() if done.canvas else None
     sizes = {"width": done.width, "height": done.height, "bits": done.bits}
-    return {"path": str(done.path), "recipe": done.recipe.to_json(), **sizes}
+    return {"path": str(done.path), "recipe": done.recipe.to_json(), "canvas": canvas, **sizes}
 
 
 def _open_canvas(request: Mapping[str, Any]) -> _Reply:
@@ -57,7 +58,11 @@ def _finish(request: Mapping[str, Any]) -> _Reply:
 
 
 def _verify(request: Mapping[str, Any]) -> _Reply:
-    original = Path(request["original"]) if request["original"] else None
+    original: Path | Canvas | None = None
+    if request["canvas"]:
+        original = Canvas.from_json(request["canvas"])
+    elif request["original"]:
+        original = Path(request["original"])
     return files.verify(Path(request["source"]), request["width"], request["height"], original).to_json()
 
 

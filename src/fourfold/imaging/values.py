@@ -58,6 +58,7 @@ class Prepared:
     height: int
     recipe: Recipe
     bits: int = 8  #: of one sample
+    canvas: Canvas | None = None  #: its pixels as well, where the picture is small and they were at hand
 
 
 @dataclass(frozen=True, slots=True)
