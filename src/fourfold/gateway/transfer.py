@@ -11,6 +11,7 @@ from typing import Final
 import httpx2
 
 from fourfold.errors import BadResultError, StorageFullError, UnreachableError
+from fourfold.gateway.tls_reading import read_by_arrival
 
 _WRITE_S: Final = 60.0  #: longest silence of an orchestrator that is taking our image
 _CHUNK_BYTES: Final = 2**20
@@ -78,6 +79,7 @@ def _make_client(tls: ssl.SSLContext, connect_s: float, *, kept: int) -> httpx2.
         limits=httpx2.Limits(max_keepalive_connections=kept, keepalive_expiry=_KEPT_S),
         socket_options=keep_alive_options(),
     )
+    read_by_arrival(transport)
     timeout = httpx2.Timeout(connect=connect_s, write=_WRITE_S, read=None, pool=None)
     return httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
 

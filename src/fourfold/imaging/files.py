@@ -18,8 +18,8 @@ from fourfold.imaging.recipe import Recipe
 from fourfold.imaging.values import Limits, Opened, Prepared
 
 _PLAIN: Final = OutputOptions()
-#: Up to so many pixels are kept until the result is compared with them; the room that more would take for as long as the
-#: model runs is worth more than decoding them again.
+#: So many pixels at most are kept until the result is compared with them: the room that more would take for as long as
+#: the model runs is worth more than decoding them again.
 _KEPT_PIXELS: Final = 4_000_000
 _STRIP_ROWS: Final = 64
 

@@ -16,7 +16,7 @@ from fourfold.imaging.resample import REACH, SCALE, Floats
 #: What a strip needs stays in a processor's cache.
 _STRIP_PIXELS: Final = 131_072
 #: Fine structure is looked at in strips spread over the picture, of this many pixels of the result together.
-_DETAIL_PIXELS: Final = 1_500_000
+_DETAIL_PIXELS: Final = 750_000
 _BEST_DB: Final = 99.0
 _LUMA: Final = np.array([0.2126, 0.7152, 0.0722], np.float32)
 #: Of 255: a bicubic enlargement with less structure than this is flat, and a ratio to it says nothing.

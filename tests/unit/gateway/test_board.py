@@ -92,7 +92,7 @@ async def test_a_drain_waits_for_the_open_jobs() -> None:
 
 async def test_a_drain_ends_in_time() -> None:
     """A job that outlives the drain is ended with an error for its client, and its task goes on to answer."""
-    jobs, metrics = board()
+    jobs, _ = board()
 
     async def answer() -> str:
         try:

@@ -214,7 +214,7 @@ def test_bicubic_is_measured_as_bicubic(tmp_path: Path) -> None:
 
     near = files.verify(tmp_path / "large.png", 384, 256, tmp_path / "small.png")
 
-    assert near.detail_ratio == pytest.approx(1.0, abs=0.02)
+    assert near.detail_ratio == pytest.approx(1.0, abs=0.05)
 
 
 def test_lanczos_is_near_and_invents_little(upscaling, tmp_path: Path) -> None:
