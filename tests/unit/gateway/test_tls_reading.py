@@ -26,7 +26,7 @@ class Server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._files.certificate, self._files.key)
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context)
-        self.url = "https://127.0.0.1:{}".format(self._server.sockets[0].getsockname()[1])
+        self.url = f"https://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         pem = self._files.certificate.read_text()
         self.tls = Certificate(ssl.PEM_cert_to_DER_cert(pem)).context
         return self
