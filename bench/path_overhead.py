@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 
 from fourfold.config import LimitSettings
 from fourfold.engine.base import EngineJob, JobDone, RegionDone
@@ -32,6 +33,15 @@ from fourfold.testing.replay_engine import ready_picture
 from fourfold.testing.running_network import running_network
 
 CLIENTS = (1, 4)
+#: Words of a command line, and what runs there.
+KINDS = {
+    "fourfold.worker.child": "device",
+    "fourfold.imaging.server": "codec",
+    "gateway": "gateway",
+    "orchestrator": "orchestrator",
+    "worker": "worker",
+    "up": "up",
+}
 TARGET_MS, TARGET_RATIO, TARGET_X4PLUS = 100.0, 0.8, 0.05
 
 
@@ -40,7 +50,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", type=int, default=[128, 512, 1024])
     parser.add_argument("--seconds", type=float, default=8.0, help="of each cell of the table")
     parser.add_argument("--x4plus", action="store_true", help="also one picture of 512 px by the default model")
-    parser.add_argument("--profile", action="store_true", help="also where the time goes, by stage")
+    parser.add_argument("--profile", action="store_true", help="also where the time goes, by stage and by process")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report = measure(Path(folder), options)
@@ -83,6 +93,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             report["x4plus_512"] = share_of_x4plus(worker, network, source(folder, 512))
         if options.profile:
             report["stages_ms"] = stages(network)
+            report["processor_ms"] = {side: processor_ms(folder, network, side) for side in options.sizes}
     for name, verdict in report["targets"].items():
         print(f"{name}: {verdict}")
     return report
@@ -220,6 +231,44 @@ def stages(network: Running) -> dict[str, float]:
     for name, mean in means.items():
         print(f"gateway {name}: {mean} ms")
     return means
+
+
+def processor_ms(folder: Path, network: Running, side_px: int, *, pictures: int = 30) -> dict[str, float]:
+    """Return the processor time of one picture in each kind of process, milliseconds: other work hardly changes it."""
+    picture = source(folder, side_px)
+    alone, together = one_process(folder, picture), through_network(network, picture)
+    for work in (alone, together):
+        work()
+    began = time.process_time()
+    for _ in range(pictures):
+        alone()
+    spent = {"one process": time.process_time() - began}
+    before, began = _processor_s(network), time.process_time()
+    for _ in range(pictures):
+        together()
+    spent["client"] = time.process_time() - began
+    spent |= {kind: seconds - before[kind] for kind, seconds in _processor_s(network).items()}
+    means = {kind: round(seconds / pictures * 1000, 1) for kind, seconds in spent.items()}
+    means["network, client included"] = round(sum(means.values()) - means["one process"], 1)
+    print(f"{side_px} px, processor ms of a picture: {means}")
+    return means
+
+
+def _processor_s(network: Running) -> dict[str, float]:
+    """Return the seconds that each kind of process has computed so far; a codec counts for the role that owns it."""
+    seconds: dict[str, float] = {}
+    for process in [psutil.Process(network.process.pid), *network.descendants()]:
+        kind = _kind(process)
+        if kind == "codec":
+            kind = f"{_kind(process.parent() or process)}'s codec"
+        times = process.cpu_times()
+        seconds[kind] = seconds.get(kind, 0.0) + times.user + times.system
+    return seconds
+
+
+def _kind(process: psutil.Process) -> str:
+    words = process.cmdline()
+    return next((name for word, name in KINDS.items() if word in words), "other")
 
 
 def _samples(text: str, metric: str) -> Iterator[tuple[str, float]]:

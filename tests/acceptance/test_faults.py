@@ -239,16 +239,16 @@ def test_damaged_state_is_no_reason_not_to_start(tmp_path: Path, what: str) -> N
         "gateway/results",
         "orchestrator/tls",
         "orchestrator/spool/old",
-        "worker/cache/old",
+        "orchestrator/worker/cache/old",
     ):
         (data / folder).mkdir(parents=True)
     if what == "lock":
-        for role in ("gateway", "orchestrator", "worker"):
+        for role in ("gateway", "orchestrator", "orchestrator/worker"):
             (data / role / "lock").write_bytes(os.urandom(100))
     elif what == "debris":
         (data / "gateway/spool/old/upload").write_bytes(b"x" * 1000)
         (data / "orchestrator/spool/old/upload").write_bytes(b"x" * 1000)
-        (data / "worker/cache/old/input.raw").write_bytes(b"x" * 1000)
+        (data / "orchestrator/worker/cache/old/input.raw").write_bytes(b"x" * 1000)
         (data / "gateway/results" / ("0" * 32)).mkdir()
         (data / "gateway/results/notes.txt").write_text("not a result")
     else:

@@ -271,4 +271,11 @@ def test_a_gateway_of_its_own_finds_an_orchestrator_of_its_own(tmp_path: Path) -
         reply = post(gateway.ready["url"], png())
 
         assert download(reply).size == (96, 64)
-        assert os.path.isdir(tmp_path / "a" / "worker")
+        assert os.path.isdir(tmp_path / "a" / "orchestrator" / "worker")
+
+
+def test_a_worker_and_an_orchestrator_with_its_own_share_a_data_folder(tmp_path: Path) -> None:
+    """As the roles' commands stand in the README, one by one, with the default folder for all."""
+    data = ("--config", str(write_config(tmp_path)), "--data-dir", str(tmp_path / "d"), "--port", "0")
+    with running("worker", *data), running("orchestrator", *data) as seller:
+        assert seller.ready["url"].startswith("https://")

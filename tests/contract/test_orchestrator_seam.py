@@ -22,7 +22,8 @@ from fourfold.config import LimitSettings, OrchestratorSettings
 from fourfold.orchestrator.app import create_app
 from fourfold.orchestrator.models import ModelConfig
 from fourfold.orchestrator.workers import Workers, external_endpoints
-from fourfold.processes.serving import authority, listen, serve
+from fourfold.processes.serving import serve
+from fourfold.processes.sockets import authority, listen
 from fourfold.protocol import livepeer_pb2 as pb
 from fourfold.protocol import routes, wire
 from fourfold.protocol.capabilities import demand, incompatibility, offered_models

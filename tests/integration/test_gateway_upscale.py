@@ -392,6 +392,21 @@ async def test_a_gateway_that_drains(tmp_path: Path) -> None:
     assert (ready.status_code, ready.json()["reasons"]) == (503, ["shutting down"])
 
 
+async def test_a_job_that_outlasts_the_drain_is_answered(tmp_path: Path) -> None:
+    """Its client reads why, as JSON, and its orchestrator is told that nobody waits any more."""
+    async with network(tmp_path) as (orchestrator, gateway, client):
+        orchestrator.script.append("hang")
+        waiting = asyncio.create_task(client.post("/upscale", files=image()))
+        while not orchestrator.jobs:
+            await asyncio.sleep(0.01)
+        assert await gateway.board.drain(0.01) is False
+        answer = await waiting
+
+    check_error(answer, 503, "shutting_down")
+    assert answer.headers["Retry-After"]
+    assert orchestrator.jobs[0].was_left
+
+
 def test_every_code_of_the_tree_is_unique() -> None:
     """Codes are what clients go by."""
     codes = [cls.code for cls in walk()]

@@ -1,15 +1,16 @@
 """The commands, and what an error is at a prompt: one clear line on standard error and a stable exit status."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 
 from fourfold import __version__
 from fourfold.cli.status import INTERRUPTED_STATUS, status_of
 from fourfold.cli.text import printable
 from fourfold.errors import FourfoldError
+
+_ROLES: Final = frozenset({"up", "gateway", "orchestrator", "worker"})
 
 app = typer.Typer(
     name="fourfold",
@@ -37,11 +38,17 @@ def _root(
 
 def run() -> None:
     """Run the command line and exit with its status."""
-    from fourfold.cli import compare, machine, models, roles, upscale  # noqa: F401  # each adds its commands to `app`
+    # Each adds its commands to `app`; a role that starts does not wait for those of the others.
+    if sys.argv[1:2] and sys.argv[1] in _ROLES:
+        from fourfold.cli import roles
+    else:
+        from fourfold.cli import compare, machine, models, roles, upscale  # noqa: F401
 
     try:
         app()
     except FourfoldError as exc:
+        from rich.console import Console  # late, for the same reason
+
         message = "\n".join(printable(line) for line in exc.message.splitlines())
         Console(stderr=True, soft_wrap=True).print(f"error: {message}", markup=False, highlight=False)
         sys.exit(status_of([exc]))

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,12 @@ Announce = Callable[[dict[str, Any]], None]
 """Told once that the role is ready, with the facts that its owner needs."""
 
 _SWEEP_S: Final = 60.0
+
+
+async def load(*modules: str) -> None:
+    """Import *modules* off the event loop: children that were just started wait for it to be told their settings."""
+    for module in modules:
+        await asyncio.to_thread(import_module, module)
 
 
 def loadable_cards(paths: Mapping[str, Path]) -> Mapping[str, EngineCard]:

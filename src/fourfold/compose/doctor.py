@@ -23,7 +23,7 @@ from fourfold.engine.safety_choice import locate_checker
 from fourfold.engine.settings import has_bf16
 from fourfold.engine.weights import read_weights
 from fourfold.errors import ConfigError, FourfoldError
-from fourfold.processes.serving import listen
+from fourfold.processes.sockets import listen
 
 _NEEDED_PYTHON: Final = (3, 11)
 _FREE_BYTES: Final = 2**30

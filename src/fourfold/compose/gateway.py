@@ -16,7 +16,8 @@ from fourfold.gateway.submission import Submitter
 from fourfold.imaging import Codec
 from fourfold.processes.lock import ORPHAN_PATIENCE_S, FolderLock
 from fourfold.processes.role import announce_ready
-from fourfold.processes.serving import authority, listen, serve
+from fourfold.processes.serving import serve
+from fourfold.processes.sockets import authority, listen
 from fourfold.results import FilesystemStore
 from fourfold.telemetry import Metrics
 

@@ -8,6 +8,7 @@ from fourfold.compose.models import sold_models
 from fourfold.config import Settings, to_json
 from fourfold.errors import ConfigError
 from fourfold.processes.role import RoleProcess, announce_ready
+from fourfold.processes.sockets import listen
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,6 @@ async def _first_of(*events: asyncio.Event) -> None:
 
 def _with_ports(settings: Settings) -> Settings:
     """Settle on real ports where 0 asks for free ones: a role that is started again must come back where it was."""
-    from fourfold.processes.serving import listen  # late: loading the server would delay the roles' start
-
     gateway, orchestrator = settings.gateway, settings.orchestrator
     # Both at once, so that the two cannot be given the same one.
     with (

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from fourfold.compose.common import Announce, drains, loadable_cards
+from fourfold.compose.common import Announce, drains, load, loadable_cards
 from fourfold.compose.limits import usable_cores, usable_memory_bytes
 from fourfold.config import Settings, WorkerSettings
 from fourfold.engine import registry
@@ -18,9 +18,8 @@ from fourfold.errors import ConfigError, ModelUnavailableError, UnknownModelErro
 from fourfold.imaging import Codec
 from fourfold.processes.lock import ORPHAN_PATIENCE_S, FolderLock
 from fourfold.processes.role import announce_ready
-from fourfold.processes.serving import authority, listen, serve
+from fourfold.processes.sockets import authority, listen
 from fourfold.telemetry import Metrics
-from fourfold.worker.app import create_app as create_worker_app
 from fourfold.worker.process import Device, DeviceLimits
 from fourfold.worker.service import Worker
 
@@ -116,8 +115,13 @@ async def run_worker(settings: Settings, stop: asyncio.Event, announce: Announce
     folder = settings.data_dir / "worker"
     sock = listen(ours.host, ours.port)
     with sock, FolderLock(folder, patience_s=ORPHAN_PATIENCE_S):
+        loading = asyncio.create_task(load("fourfold.worker.app", "fourfold.processes.serving"), name="load")
         async with open_worker(ours, folder / "cache", Metrics("worker")) as worker:
-            app = create_worker_app(worker, ours)
+            await loading  # most of it while the codec started
+            from fourfold.processes.serving import serve
+            from fourfold.worker.app import create_app
+
+            app = create_app(worker, ours)
             async with drains(stop, worker.drain):
                 announce({"role": "worker", "url": f"http://{authority(sock)}", "models": list(worker.cards)})
                 await serve(app, sock, stop=stop, drain_s=ours.drain_s)

@@ -11,17 +11,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final, Protocol, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from fourfold.errors import FourfoldError, InvalidParameterError
+
+if TYPE_CHECKING:  # who only reads cards does without: most of a role's start is imports
+    import numpy as np
+    from numpy.typing import NDArray
 
 SCALE: Final = 4
 """Every model of the network makes an image four times as wide and high."""
 
-Pixels8or16: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+Pixels8or16: TypeAlias = "NDArray[np.uint8] | NDArray[np.uint16]"
 """``[h, w, 3]`` canonical sRGB, uint8 or uint16, full range."""
 
 Precision = Enum("Precision", {"AUTO": "auto", "FLOAT32": "float32"})

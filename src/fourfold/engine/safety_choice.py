@@ -1,13 +1,16 @@
 """Which safety classifier scores pictures here: the stock checker where its files are, else the embedded one."""
 
-from pathlib import Path
-from typing import Any, Final, Protocol
+from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fourfold.engine.sd_x4_files import cached_snapshot, missing_packages
 from fourfold.errors import ModelUnavailableError
+
+if TYPE_CHECKING:  # a worker looks for the files; only its device loads what reads them
+    import numpy as np
+    from numpy.typing import NDArray
 
 CHECKER: Final = "CompVis/stable-diffusion-safety-checker"
 """The stock checker of Stable Diffusion, by its hub id."""

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any, Final
 
 from fourfold.errors import (
     CancelledByClientError,
@@ -19,6 +20,9 @@ from fourfold.telemetry import Metrics
 
 log = logging.getLogger(__name__)
 
+#: For the answers to jobs that the end of a drain cut short.
+_LAST_WORDS_S: Final = 2.0
+
 
 class OpenJob:
     """One open job: the current :class:`Job` and what is to be counted at its end."""
@@ -27,12 +31,25 @@ class OpenJob:
         self.job = job
         self.input_pixels = Pixels(0)
         self.fee = Wei(0)
+        self.is_given_up = False  #: its cancellation is ours, at the end of a drain, and not its client's
         self._clock = clock
+        self._task: asyncio.Task[Any] | None = asyncio.current_task()
 
     @property
     def job_id(self) -> str:
         """The job's id."""
         return self.job.job_id
+
+    def give_up(self) -> None:
+        """End the job where it stands; its client is told that this gateway shuts down."""
+        assert self._task is not None, "a job is opened by the task that answers for it"
+        self.is_given_up = True
+        self._task.cancel()
+
+    def take_back_cancellation(self) -> None:
+        """Let the task go on, with an answer, after :meth:`give_up`."""
+        assert self._task is not None
+        self._task.uncancel()
 
     def to(self, state: JobState, *, model_id: str | None = None, error_code: str | None = None) -> None:
         """Move the job along an edge of the table."""
@@ -68,7 +85,7 @@ class JobBoard:
     def open(self, job_id: str) -> Iterator[OpenJob]:
         """Hold a job open inside the block; how the block ends decides how the job ends.
 
-        Raises: ShuttingDownError, QueueFullError: it is not opened.
+        Raises: ShuttingDownError, QueueFullError: it is not opened. ShuttingDownError: a drain could not wait for it.
         """
         if self._is_draining:
             raise ShuttingDownError("this gateway is shutting down; send the request again, to another if you can")
@@ -80,6 +97,13 @@ class JobBoard:
         try:
             yield open_job
         except BaseException as exc:
+            if isinstance(exc, asyncio.CancelledError) and open_job.is_given_up:
+                open_job.take_back_cancellation()
+                error = ShuttingDownError(
+                    "this gateway shuts down and could not finish in time; send the request again"
+                )
+                _end_by(open_job, error)
+                raise error from None
             _end_by(open_job, exc)
             raise
         else:
@@ -91,13 +115,18 @@ class JobBoard:
             self._record(open_job)
 
     async def drain(self, timeout_s: float) -> bool:
-        """Take no new jobs; return whether the open ones ended within *timeout_s*."""
+        """Take no new jobs; return whether the open ones ended within *timeout_s*. Those that did not are given up."""
         self._is_draining = True
         try:
             async with asyncio.timeout(timeout_s):
                 await self._emptied.wait()
         except TimeoutError:
             log.warning("drain_gave_up", extra={"jobs": len(self._open), "drain_s": timeout_s})
+            for open_job in self._open.values():
+                open_job.give_up()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await self._emptied.wait()
             return False
         return True
 

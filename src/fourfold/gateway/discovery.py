@@ -28,8 +28,9 @@ _PENALTY_S: Final = 30.0
 _LAST_PART: Final = 0.1
 #: Pause before an orchestrator that did not answer is asked once more, and then forgotten until it answers again.
 _SECOND_LOOK_S: Final = 1.0
-#: A gateway that has just started may have started before its orchestrators: it looks this often without a long pause.
+#: A gateway that has just started may have started before its orchestrators: it looks this often without a long pause,
 _EAGER_ROUNDS: Final = 30
+_EARLY_LOOK_S: Final = 0.1  #: but with one that grows by this, as the orchestrator beside it will be there in a moment.
 #: Weight of the newest job in the mean speed of an orchestrator.
 _NEWEST_WEIGHT: Final = 0.3
 
@@ -193,8 +194,11 @@ class Discovery:
                 log.exception("discovery_failed", extra={"orchestrator": str(peer.url)})
             if all(p.rounds for p in self._peers.values()):
                 self.first_round.set()
-            is_soon = peer.failures == 1 or (peer.rounds < _EAGER_ROUNDS and not self.first_offer.is_set())
-            pause_s = min(_SECOND_LOOK_S, self._interval_s) if is_soon else self._interval_s
+            pause_s = self._interval_s
+            if peer.rounds < _EAGER_ROUNDS and not self.first_offer.is_set():
+                pause_s = min(_EARLY_LOOK_S * peer.rounds, _SECOND_LOOK_S, self._interval_s)
+            elif peer.failures == 1:
+                pause_s = min(_SECOND_LOOK_S, self._interval_s)
             try:
                 async with asyncio.timeout(pause_s):
                     await peer.wake.wait()

@@ -75,7 +75,7 @@ class _Task:
 
 
 class Dispatcher:
-    """Has jobs done. A context manager: leaving it waits for the last cancellations it still has to tell.
+    """Has jobs done. A context manager: leaving it tells the last cancellations and closes the *submitter*.
 
     Args: *known*, the model ids of the local registry; *draw_seed*, 32 random bits for a job that names no seed.
     """
@@ -112,6 +112,7 @@ class Dispatcher:
     async def __aexit__(self, *_: object) -> None:
         if self._strays:
             await asyncio.wait(self._strays)
+        await self._submitter.close()
 
     async def upscale(
         self,
@@ -250,7 +251,8 @@ class Dispatcher:
         seconds = self._clock.monotonic() - started_s
         with self._timed("verify", model_id):
             width, height = SCALE * task.prepared.width, SCALE * task.prepared.height
-            measures = await self._codec.verify(target, width, height, task.prepared.path)
+            original = task.prepared.canvas or task.prepared.path
+            measures = await self._codec.verify(target, width, height, original)
         self._discovery.note_success(offer, seconds=seconds, input_pixels=task.pixels, is_ours=answer.is_ours)
         return offer, answer, target, measures
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fourfold.config import LimitSettings
-from fourfold.imaging import Measures, OutputOptions, Recipe, Written
+from fourfold.imaging import Canvas, Measures, OutputOptions, Recipe, Written
 
 
 class Prepared(Protocol):
@@ -28,6 +28,10 @@ class Prepared(Protocol):
     def recipe(self) -> Recipe:
         """What :meth:`Codec.finish` has to put back: alpha, profile, metadata."""
 
+    @property
+    def canvas(self) -> Canvas | None:
+        """Its pixels, where they were kept."""
+
 
 class Codec(Protocol):
     """Decodes and encodes pictures somewhere that is not the event loop."""
@@ -40,7 +44,7 @@ class Codec(Protocol):
         Raises: UnsupportedFormatError, ImageTooLargeError, InvalidImageError.
         """
 
-    async def verify(self, path: Path, width: int, height: int, original: Path, /) -> Measures:
+    async def verify(self, path: Path, width: int, height: int, original: Path | Canvas, /) -> Measures:
         """Check that *path* is a whole picture of that size, and compare it with the canonical *original*.
 
         Raises: BadResultError if it is not.

@@ -22,7 +22,7 @@ from fourfold.gateway.orchestrator_url import OrchestratorUrl, parse_orchestrato
 from fourfold.gateway.peer_errors import error_from_peer
 from fourfold.gateway.pinning import Certificate, Pins
 from fourfold.gateway.selection import Offer
-from fourfold.gateway.transfer import client, read_text, save, translated
+from fourfold.gateway.transfer import Clients, client, read_text, save, translated
 from fourfold.protocol import wire
 from fourfold.protocol.capabilities import demand
 from fourfold.protocol.livepeer_errors import error_from_orchestrator
@@ -58,7 +58,7 @@ class Answer:
 
 
 class Submitter:
-    """Gives work to orchestrators.
+    """Gives work to orchestrators; :meth:`close` ends the connections that it keeps to them.
 
     Args: *connect_s*, patience with one that does not accept the connection; *result_bytes*, the largest result;
         *result_hosts*, other hosts than the orchestrator itself that a result may be fetched from, ``host[:port]``.
@@ -69,6 +69,11 @@ class Submitter:
         self._connect_s = connect_s
         self._result_bytes = result_bytes
         self._result_hosts = frozenset(result_hosts)
+        self._clients = Clients(connect_s=connect_s)
+
+    async def close(self) -> None:
+        """End all connections, and what is still under way on them."""
+        await self._clients.close()
 
     async def submit(self, order: WorkOrder, offer: Offer, auth_token: AuthToken, target: Path) -> Answer:
         """Have *order* done at *offer*; the picture lies in *target* afterwards, a PNG by its first bytes.
@@ -115,11 +120,9 @@ class Submitter:
         if not fields.prompt and not offer.is_ours:
             fields = replace(fields, prompt=" ")  # Livepeer's runner refuses an empty one
         headers, body = _request(order, fields, auth_token)
+        http = await self._clients.get(url.authority, certificate.context)
         with translated(offer.url):
-            async with (
-                client(certificate.context, connect_s=self._connect_s) as http,
-                http.stream("POST", f"{offer.url}{UPSCALE}", headers=headers, content=body) as response,
-            ):
+            async with http.stream("POST", f"{offer.url}{UPSCALE}", headers=headers, content=body) as response:
                 kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
                 if response.status_code != 200:
                     raise await _refusal(response, offer.url)

@@ -11,9 +11,14 @@ from typing import Final
 import httpx2
 
 from fourfold.errors import BadResultError, StorageFullError, UnreachableError
+from fourfold.gateway.tls_reading import read_by_arrival
 
 _WRITE_S: Final = 60.0  #: longest silence of an orchestrator that is taking our image
 _CHUNK_BYTES: Final = 2**20
+#: An idle connection is used again within this time, shorter than any server's own patience (the least known is 5 s):
+#: so none is closed under a request, except by an orchestrator that ends just then.
+_KEPT_S: Final = 2.0
+_KEPT_CONNECTIONS: Final = 4  #: idle ones of one orchestrator
 #: A result has this long, and further time by its size at a rate that every usable link beats.
 _LEAST_TRANSFER_S: Final = 30.0
 _SLOWEST_BYTES_PER_S: Final = 500_000
@@ -30,19 +35,53 @@ def keep_alive_options() -> list[tuple[int, int, int]]:
 
 @contextlib.asynccontextmanager
 async def client(tls: ssl.SSLContext, *, connect_s: float) -> AsyncIterator[httpx2.AsyncClient]:
-    """Open a client for one exchange. Its connections are not kept: a kept one may be closed under the next request.
+    """Open a client for one exchange.
 
     There is no limit to the wait for an answer; the job's deadline is that limit.
     """
+    async with _make_client(tls, connect_s, kept=0) as opened:
+        yield opened
+
+
+class Clients:
+    """A client for each orchestrator, whose connections serve the next job as well where that comes at once.
+
+    A new connection costs its handshake, some milliseconds of both sides. :meth:`close` ends all of them.
+    """
+
+    def __init__(self, *, connect_s: float) -> None:
+        self._connect_s = connect_s
+        self._authority_to_client: dict[str, tuple[ssl.SSLContext, httpx2.AsyncClient]] = {}
+
+    async def get(self, authority: str, tls: ssl.SSLContext) -> httpx2.AsyncClient:
+        """Return the client for ``host:port``; one that expects another certificate than *tls* is closed."""
+        known = self._authority_to_client.get(authority)
+        if known is not None and known[0] is tls:
+            return known[1]
+        made = _make_client(tls, self._connect_s, kept=_KEPT_CONNECTIONS)
+        self._authority_to_client[authority] = (tls, made)
+        if known is not None:
+            await known[1].aclose()
+        return made
+
+    async def close(self) -> None:
+        """Close every connection."""
+        clients = [client for _, client in self._authority_to_client.values()]
+        self._authority_to_client.clear()
+        for opened in clients:
+            await opened.aclose()
+
+
+def _make_client(tls: ssl.SSLContext, connect_s: float, *, kept: int) -> httpx2.AsyncClient:
     transport = httpx2.AsyncHTTPTransport(
         verify=tls,
         trust_env=False,
-        limits=httpx2.Limits(max_keepalive_connections=0),
+        limits=httpx2.Limits(max_keepalive_connections=kept, keepalive_expiry=_KEPT_S),
         socket_options=keep_alive_options(),
     )
+    read_by_arrival(transport)
     timeout = httpx2.Timeout(connect=connect_s, write=_WRITE_S, read=None, pool=None)
-    async with httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as opened:
-        yield opened
+    return httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
 
 
 @contextlib.contextmanager

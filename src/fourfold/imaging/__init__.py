@@ -6,12 +6,16 @@ Importing this package loads no codec: :class:`Codec` sends the work to processe
 strangers are decoded nowhere else.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from fourfold.imaging.canvas import Canvas
-from fourfold.imaging.codec import Codec
 from fourfold.imaging.fidelity import Fidelity, Measures, Written, describe
 from fourfold.imaging.options import FORMATS, METADATA_CHOICES, OutputFormat, OutputOptions
 from fourfold.imaging.recipe import Intake, Recipe
 from fourfold.imaging.values import Compared, Header, Opened, Prepared
+
+if TYPE_CHECKING:
+    from fourfold.imaging.codec import Codec
 
 __all__ = [
     "FORMATS",
@@ -31,3 +35,12 @@ __all__ = [
     "Written",
     "describe",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the parent's side only for parents: its event loop and settings are half of a child's start."""
+    if name == "Codec":
+        from fourfold.imaging.codec import Codec
+
+        return Codec
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

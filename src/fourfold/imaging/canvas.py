@@ -1,14 +1,20 @@
-"""Decoded pixels in a plain file, so that a picture of any size passes through processes of bounded memory."""
+"""Decoded pixels in a plain file, so that a picture of any size passes through processes of bounded memory.
+
+Roles only name canvases to their children, so numpy is loaded where samples are read: most of a start is imports.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from fourfold.errors import StorageFullError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,25 +30,31 @@ class Canvas:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return self.width * self.bands * self.dtype.itemsize
+        return self.width * self.bands * self.bits // 8
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The samples' type: uint8 or uint16."""
+        import numpy as np
+
         return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
 
     def read(self) -> NDArray[Any]:
         """Return the pixels as a read-only memory map ``[height, width, bands]``."""
+        import numpy as np
+
         return np.memmap(self.path, self.dtype, "r", shape=(self.height, self.width, self.bands))
 
     def rows(self, top: int, bottom: int) -> NDArray[Any]:
         """Return rows *top* .. *bottom*, read into an array of its own: a map would grow with the file."""
+        import numpy as np
+
         with self.path.open("rb") as file:
             file.seek(top * self.row_bytes)
             samples = np.fromfile(file, self.dtype, (bottom - top) * self.width * self.bands)
         return samples.reshape(bottom - top, self.width, self.bands)
 
-    def write(self) -> "CanvasWriter":
+    def write(self) -> CanvasWriter:
         """Make the file at its full size and return a writer for its regions. Raises: StorageFullError."""
         return CanvasWriter(self)
 

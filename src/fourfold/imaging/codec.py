@@ -67,15 +67,16 @@ class Codec:
 
     async def inspect(self, source: Path, limits: LimitSettings) -> Header:
         """Return what the header of *source* says. Raises: see ``imaging.formats.inspect``."""
-        return Header(**await self._ask("inspect", source=str(source), limits=limits.model_dump()))
+        return Header(**await self._ask("inspect", source=str(source), limits=_plain(limits)))
 
     async def prepare(self, source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0) -> Prepared:
         """Bring *source* to canonical form, encoded. Raises: see ``imaging.files.prepare``."""
         done = await self._ask(
-            "prepare", source=str(source), folder=str(folder), limits=limits.model_dump(), wrap_px=wrap_px
+            "prepare", source=str(source), folder=str(folder), limits=_plain(limits), wrap_px=wrap_px
         )
         recipe = Recipe.from_json(done["recipe"])
-        return Prepared(Path(done["path"]), done["width"], done["height"], recipe, done["bits"])
+        canvas = Canvas.from_json(done["canvas"]) if done["canvas"] else None
+        return Prepared(Path(done["path"]), done["width"], done["height"], recipe, done["bits"], canvas)
 
     async def open_canvas(
         self, source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0, max_bits: int = 16
@@ -85,7 +86,7 @@ class Codec:
             "open_canvas",
             source=str(source),
             folder=str(folder),
-            limits=limits.model_dump(),
+            limits=_plain(limits),
             wrap_px=wrap_px,
             max_bits=max_bits,
         )
@@ -123,7 +124,7 @@ class Codec:
         )
         return Written.from_json(done)
 
-    async def verify(self, source: Path, width: int, height: int, original: Path | None = None) -> Measures:
+    async def verify(self, source: Path, width: int, height: int, original: Path | Canvas | None = None) -> Measures:
         """Decode all of *source*, and compare it with the canonical *original* it was made of, if that is given.
 
         Raises: BadResultError if it is no sound picture of *width* x *height*.
@@ -133,7 +134,8 @@ class Codec:
             source=str(source),
             width=width,
             height=height,
-            original=str(original) if original else None,
+            original=str(original) if isinstance(original, Path) else None,
+            canvas=original.to_json() if isinstance(original, Canvas) else None,
             crash=BadResultError,
             pixels=width * height,
         )
@@ -158,7 +160,7 @@ class Codec:
         Raises: as :meth:`inspect`, StorageFullError.
         """
         limits = limits or LimitSettings(input_pixels=100_000_000, side_px=2**16)
-        done = await self._ask("compare", a=str(a), b=str(b), target=str(target), limits=limits.model_dump())
+        done = await self._ask("compare", a=str(a), b=str(b), target=str(target), limits=_plain(limits))
         return Compared(**done)
 
     async def _start(self) -> Child:
@@ -215,3 +217,8 @@ class Codec:
             if child is not None and not is_sound:
                 self._bury(child)
             self._idle.put_nowait(child if is_sound else None)
+
+
+def _plain(limits: LimitSettings) -> dict[str, int]:
+    """Return what of *limits* is about the picture itself."""
+    return {"input_pixels": limits.input_pixels, "side_px": limits.side_px}

@@ -6,9 +6,8 @@ from typing import Any, Final
 
 import pyvips
 
-from fourfold.config import LimitSettings
 from fourfold.imaging import colour, formats, writing
-from fourfold.imaging.values import Compared
+from fourfold.imaging.values import Compared, Limits
 
 _BEST_DB: Final = 99.0
 _GAP_PX: Final = 8
@@ -20,7 +19,7 @@ _LUMA: Final = (0.2126, 0.7152, 0.0722)
 _LABEL_PX: Final = 40
 
 
-def compare(a: Path, b: Path, target: Path, limits: LimitSettings) -> Compared:
+def compare(a: Path, b: Path, target: Path, limits: Limits) -> Compared:
     """Write *a* and *b* side by side to the PNG *target*, each under its name; return how alike they are.
 
     The smaller one is enlarged to the larger one's size by Lanczos; transparency is laid on white.
@@ -43,7 +42,7 @@ def compare(a: Path, b: Path, target: Path, limits: LimitSettings) -> Compared:
     return Compared(width, height, psnr, ssim)
 
 
-def _open(path: Path, limits: LimitSettings) -> Any:
+def _open(path: Path, limits: Limits) -> Any:
     """Return the picture upright, in 8-bit sRGB, on white, in memory: it is read several times."""
     image = formats.load(path, formats.inspect(path, limits).format).copy_memory().autorot()
     mask = image.extract_band(image.bands - 1) if image.hasalpha() else None

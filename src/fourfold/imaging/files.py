@@ -7,7 +7,6 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from fourfold.config import LimitSettings
 from fourfold.errors import BadResultError, ImageTooLargeError, InvalidImageError, UnsupportedFormatError
 from fourfold.imaging import containers, formats, measure, splice, writing
 from fourfold.imaging.canonical import Working, from_canonical, to_canonical
@@ -16,12 +15,16 @@ from fourfold.imaging.fidelity import Measures, Written
 from fourfold.imaging.mapped import mapped
 from fourfold.imaging.options import OutputOptions
 from fourfold.imaging.recipe import Recipe
-from fourfold.imaging.values import Opened, Prepared
+from fourfold.imaging.values import Limits, Opened, Prepared
 
 _PLAIN: Final = OutputOptions()
+#: So many pixels at most are kept until the result is compared with them: the room that more would take for as long as
+#: the model runs is worth more than decoding them again.
+_KEPT_PIXELS: Final = 4_000_000
+_STRIP_ROWS: Final = 64
 
 
-def prepare(source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0) -> Prepared:
+def prepare(source: Path, folder: Path, limits: Limits, *, wrap_px: int = 0) -> Prepared:
     """Bring *source* to canonical form, encoded; a file that is canonical already passes untouched.
 
     Every pixel is decoded, so that damage shows here and not at a worker.
@@ -33,15 +36,18 @@ def prepare(source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int =
     image, kind, recipe = _canonical(source, limits, Working(folder, wrap_px))
     bits = 16 if image.format == "ushort" else 8
     if _is_canonical(source, kind, recipe):
-        _decode_all(image)
-        return Prepared(source, image.width, image.height, recipe, bits)
+        try:
+            canvas = _decoded(image, folder / "canonical.raw")
+        except pyvips.Error as exc:
+            writing.raise_for(exc)
+        return Prepared(source, image.width, image.height, recipe, bits, canvas)
     target = folder / "canonical.png"
     writing.save_hop(image, target)
     _drop(folder, keep=recipe)
     return Prepared(target, image.width, image.height, recipe, bits)
 
 
-def open_canvas(source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0, max_bits: int = 16) -> Opened:
+def open_canvas(source: Path, folder: Path, limits: Limits, *, wrap_px: int = 0, max_bits: int = 16) -> Opened:
     """Bring *source* to canonical form, decoded into ``folder/input.raw``. Raises: as :func:`prepare`."""
     image, _, recipe = _canonical(source, limits, Working(folder, wrap_px, max_bits))
     try:
@@ -75,8 +81,8 @@ def finish(source: Path, recipe: Recipe, target: Path, options: OutputOptions = 
         raise BadResultError(f"the upscaled picture cannot be read: {exc}") from exc
 
 
-def verify(source: Path, width: int, height: int, original: Path | None = None) -> Measures:
-    """Decode the whole of *source*, comparing it with the canonical *original* if there is one.
+def verify(source: Path, width: int, height: int, original: Path | Canvas | None = None) -> Measures:
+    """Decode the whole of *source*, comparing it with the canonical *original* (a file, or its pixels) if there is one.
 
     Raises: BadResultError if it is no sound picture of *width* x *height*.
     """
@@ -90,6 +96,8 @@ def verify(source: Path, width: int, height: int, original: Path | None = None) 
         if original is None:
             _decode_all(image)
             return Measures(bits=16 if image.format == "ushort" else 8)
+        if isinstance(original, Canvas):
+            return measure.measure(original, measure.ImageRows(image))
         small = measure.as_canvas(formats.load(original, formats.sniff(original)), source.with_suffix(".small.raw"))
         return measure.measure(small, measure.ImageRows(image))
     except (InvalidImageError, UnsupportedFormatError, ImageTooLargeError) as exc:
@@ -110,7 +118,7 @@ def thumbnail(canvas: Canvas, side_px: int) -> NDArray[np.uint8]:
         return np.array(small.numpy(), dtype=np.uint8).reshape(small.height, small.width, 3)
 
 
-def _canonical(source: Path, limits: LimitSettings, working: Working) -> tuple[Any, str, Recipe]:
+def _canonical(source: Path, limits: Limits, working: Working) -> tuple[Any, str, Recipe]:
     """Open *source* and bring it to canonical form, lazily where that can be."""
     header = formats.inspect(source, limits)
     padded = (header.width + 2 * working.wrap_px) * (header.height + 2 * working.wrap_px)
@@ -164,9 +172,16 @@ def _drop(folder: Path, *, keep: Recipe) -> None:
         (folder / "alpha.raw").unlink(missing_ok=True)
 
 
+def _decoded(image: Any, path: Path) -> Canvas | None:
+    """Read every pixel; keep those of a small picture at *path*. Raises: pyvips.Error where it is damaged."""
+    if image.width * image.height <= _KEPT_PIXELS:
+        return measure.as_canvas(image, path)
+    _decode_all(image)
+    return None
+
+
 def _decode_all(image: Any) -> None:
-    """Read every pixel and keep none."""
-    try:
-        image.avg()
-    except pyvips.Error as exc:
-        writing.raise_for(exc)
+    """Read every pixel and keep none. Raises: pyvips.Error where it is damaged."""
+    region = pyvips.Region.new(image)
+    for top in range(0, image.height, _STRIP_ROWS):
+        region.fetch(0, top, image.width, min(_STRIP_ROWS, image.height - top))

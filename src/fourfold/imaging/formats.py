@@ -6,10 +6,9 @@ from typing import Any, Final, NoReturn
 
 import pyvips
 
-from fourfold.config import LimitSettings
 from fourfold.errors import ImageTooLargeError, InvalidImageError, UnsupportedFormatError
 from fourfold.imaging import containers
-from fourfold.imaging.values import Header
+from fourfold.imaging.values import Header, Limits
 
 READABLE: Final = "PNG, JPEG, WebP, GIF, TIFF or AVIF"
 _BITS: Final = {"uchar": 8, "char": 8, "ushort": 16, "short": 16, "uint": 32, "int": 32, "float": 32, "double": 64}
@@ -76,7 +75,7 @@ def load(path: Path, kind: str) -> Any:
         refuse(exc)
 
 
-def inspect(path: Path, limits: LimitSettings) -> Header:
+def inspect(path: Path, limits: Limits) -> Header:
     """Return what the header says. Decodes no pixel.
 
     Raises:

@@ -3,6 +3,7 @@
 from typing import Final
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
@@ -12,23 +13,25 @@ REACH: Final = 3
 """Input pixels on each side that an output pixel may see."""
 
 
-def stretch(lines: Floats, weights: Floats) -> Floats:
-    """Return four lines for each of *lines* ``[n + 6, ...]`` but the three at either end, by *weights* ``[4, 7]``."""
-    count = len(lines) - 2 * REACH
-    made = np.empty((count * SCALE, *lines.shape[1:]), np.float32)
+def enlarge(block: Floats, weights: Floats) -> Floats:
+    """Return samples ``[..., h + 6, w]`` as ``[..., 4 h, 4 w]``, by *weights* ``[4, 7]``.
+
+    Rows beyond come with *block*, columns beyond are repeated.
+    """
+    *_, height, width = block.shape
+    padded = np.pad(block, (*((0, 0),) * (block.ndim - 1), (REACH, REACH)), mode="edge")
+    wide = np.empty((*block.shape, SCALE), np.float32)
     for phase in range(SCALE):
-        total = np.zeros((count, *lines.shape[1:]), np.float32)
+        total = wide[..., phase]
+        total[:] = 0
         for offset in range(2 * REACH + 1):
             if weights[phase, offset]:
-                total += lines[offset : offset + count] * weights[phase, offset]
-        made[phase::SCALE] = total
-    return made
-
-
-def enlarge(block: Floats, weights: Floats) -> Floats:
-    """Return ``[h + 6, w]`` samples as ``[4 h, 4 w]``: rows beyond come with *block*, columns beyond are repeated."""
-    tall = stretch(block, weights)
-    return stretch(np.pad(tall, ((0, 0), (REACH, REACH)), mode="edge").T, weights).T
+                total += padded[..., offset : offset + width] * weights[phase, offset]
+    wide = wide.reshape(*block.shape[:-1], width * SCALE)
+    # Rows second, and as a product of matrices: adding them up one by one takes three times as long.
+    around = sliding_window_view(wide, 2 * REACH + 1, axis=-2).swapaxes(-2, -1)
+    tall: Floats = np.matmul(weights, around)
+    return tall.reshape(*block.shape[:-2], (height - 2 * REACH) * SCALE, width * SCALE)
 
 
 def lanczos_weights() -> Floats:

@@ -3,12 +3,12 @@
 import argparse
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyvips
 
-from fourfold.config import LimitSettings
 from fourfold.errors import FourfoldError, OutOfMemoryError
 from fourfold.imaging import compare, files, formats, measure
 from fourfold.imaging.canvas import Canvas
@@ -19,21 +19,30 @@ from fourfold.processes.inside import Pipe, limit_memory
 _Reply = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """The caller's limits to a picture."""
+
+    input_pixels: int
+    side_px: int
+
+
 def _inspect(request: Mapping[str, Any]) -> _Reply:
-    header = formats.inspect(Path(request["source"]), LimitSettings(**request["limits"]))
+    header = formats.inspect(Path(request["source"]), _Limits(**request["limits"]))
     return {name: getattr(header, name) for name in header.__slots__}
 
 
 def _prepare(request: Mapping[str, Any]) -> _Reply:
     source, folder = Path(request["source"]), Path(request["folder"])
-    done = files.prepare(source, folder, LimitSettings(**request["limits"]), wrap_px=request["wrap_px"])
+    done = files.prepare(source, folder, _Limits(**request["limits"]), wrap_px=request["wrap_px"])
+    canvas = done.canvas.to_json() if done.canvas else None
     sizes = {"width": done.width, "height": done.height, "bits": done.bits}
-    return {"path": str(done.path), "recipe": done.recipe.to_json(), **sizes}
+    return {"path": str(done.path), "recipe": done.recipe.to_json(), "canvas": canvas, **sizes}
 
 
 def _open_canvas(request: Mapping[str, Any]) -> _Reply:
     source, folder = Path(request["source"]), Path(request["folder"])
-    limits = LimitSettings(**request["limits"])
+    limits = _Limits(**request["limits"])
     done = files.open_canvas(source, folder, limits, wrap_px=request["wrap_px"], max_bits=request["max_bits"])
     return {"canvas": done.canvas.to_json(), "recipe": done.recipe.to_json()}
 
@@ -49,7 +58,11 @@ def _finish(request: Mapping[str, Any]) -> _Reply:
 
 
 def _verify(request: Mapping[str, Any]) -> _Reply:
-    original = Path(request["original"]) if request["original"] else None
+    original: Path | Canvas | None = None
+    if request["canvas"]:
+        original = Canvas.from_json(request["canvas"])
+    elif request["original"]:
+        original = Path(request["original"])
     return files.verify(Path(request["source"]), request["width"], request["height"], original).to_json()
 
 
@@ -59,7 +72,7 @@ def _measure(request: Mapping[str, Any]) -> _Reply:
 
 def _compare(request: Mapping[str, Any]) -> _Reply:
     a, b, target = Path(request["a"]), Path(request["b"]), Path(request["target"])
-    done = compare.compare(a, b, target, LimitSettings(**request["limits"]))
+    done = compare.compare(a, b, target, _Limits(**request["limits"]))
     return {name: getattr(done, name) for name in done.__slots__}
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from fourfold.imaging.canvas import Canvas
 from fourfold.imaging.fidelity import Fidelity, Measures, Written
@@ -14,6 +15,7 @@ __all__ = [
     "Fidelity",
     "Header",
     "Intake",
+    "Limits",
     "Measures",
     "Opened",
     "OutputOptions",
@@ -21,6 +23,18 @@ __all__ = [
     "Recipe",
     "Written",
 ]
+
+
+class Limits(Protocol):
+    """How large a picture may be. The settings say it; a codec process starts faster without the settings' library."""
+
+    @property
+    def input_pixels(self) -> int:
+        """Width times height."""
+
+    @property
+    def side_px(self) -> int:
+        """The longer side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +58,7 @@ class Prepared:
     height: int
     recipe: Recipe
     bits: int = 8  #: of one sample
+    canvas: Canvas | None = None  #: its pixels as well, where the picture is small and they were at hand
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,3 +247,16 @@ def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _shown(value: object) -> str:
     """Return *value* as a short text for a message."""
     return json.dumps(value, default=str)[:60]
+
+
+def own_models(models: Sequence[ModelConfig]) -> tuple[ModelConfig, ...]:
+    """Return the entries that the orchestrator's own worker serves: those without url.
+
+    An entry without url that only sets one gateway's price, for a model that has a worker by url, is not among them.
+    """
+    elsewhere = {model.model_id for model in models if model.url is not None}
+    return tuple(
+        model
+        for model in models
+        if model.url is None and (model.gateway == ANY_GATEWAY or model.model_id not in elsewhere)
+    )

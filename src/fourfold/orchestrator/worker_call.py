@@ -25,6 +25,9 @@ _FORGET_S: Final = 2.0
 _PROGRESS_RETRY_S: Final = 0.5
 _SHORT_BODY_BYTES: Final = 256 * 1024
 _BUFFER_BYTES: Final = 2**20
+#: An idle connection is used again within this time, less than a worker's own patience (a Livepeer runner's is 5 s).
+_KEPT_S: Final = 2.0
+_KEPT_CONNECTIONS: Final = 8  #: idle ones, of all workers together
 
 HEALTHY: Final = frozenset({"OK", "IDLE"})
 LOADING: Final = "LOADING"
@@ -63,11 +66,11 @@ class Health:
 
 @contextlib.asynccontextmanager
 async def open_client() -> AsyncIterator[httpx2.AsyncClient]:
-    """Open the HTTP client for all workers. Connections are not kept: a kept one may die under the next job."""
+    """Open the HTTP client for all workers."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     transport = httpx2.AsyncHTTPTransport(
         trust_env=False,
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+        limits=httpx2.Limits(max_keepalive_connections=_KEPT_CONNECTIONS, keepalive_expiry=_KEPT_S),
         socket_options=options,
     )
     timeout = httpx2.Timeout(connect=_CONNECT_S, write=_WRITE_S, read=None, pool=None)

@@ -27,7 +27,7 @@ from fourfold.errors import (
 )
 from fourfold.orchestrator import worker_call
 from fourfold.orchestrator.answers import WorkResult
-from fourfold.orchestrator.models import ANY_GATEWAY, ModelConfig
+from fourfold.orchestrator.models import ModelConfig
 from fourfold.orchestrator.worker_call import Address, WorkOrder
 from fourfold.protocol.wire import UpscaleFields
 
@@ -83,19 +83,6 @@ def external_endpoints(models: Sequence[ModelConfig]) -> tuple[ExternalEndpoint,
             model.url, known.token or model.token, ids, max(known.capacity, model.capacity)
         )
     return tuple(found.values())
-
-
-def own_models(models: Sequence[ModelConfig]) -> tuple[ModelConfig, ...]:
-    """Return the entries that the orchestrator's own worker serves: those without url.
-
-    An entry without url that only sets one gateway's price, for a model that has a worker by url, is not among them.
-    """
-    elsewhere = {model.model_id for model in models if model.url is not None}
-    return tuple(
-        model
-        for model in models
-        if model.url is None and (model.gateway == ANY_GATEWAY or model.model_id not in elsewhere)
-    )
 
 
 @dataclass(slots=True, eq=False)

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, Self
 
 from fourfold.errors import ConfigError
@@ -44,13 +44,11 @@ class RoleProcess:
         role: str,
         settings_json: str,
         *,
-        arguments: Sequence[str] = (),
         drain_s: float,
         on_restart: Callable[[str], None] = lambda _role: None,
     ) -> None:
         self.role = role
         self._settings_json = settings_json
-        self._arguments = tuple(arguments)
         self._drain_s = drain_s
         self._on_restart = on_restart
         self._process: asyncio.subprocess.Process | None = None
@@ -127,7 +125,6 @@ class RoleProcess:
             "fourfold",
             self.role,
             "--supervised",
-            *self._arguments,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

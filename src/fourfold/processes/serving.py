@@ -15,47 +15,18 @@ from h2.connection import H2Connection
 from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
-from fourfold.errors import CancelledByClientError, ConfigError
+from fourfold.errors import CancelledByClientError
 from fourfold.processes.connections import Connections, Patience
+from fourfold.processes.sockets import BACKLOG
 
 _T = TypeVar("_T")
 
-_BACKLOG: Final = 1024
 _UNLIMITED: Final = 2**31
 #: A payment of 600 tickets is about 64 KiB in base64; HTTP/2 counts names and 32 bytes for each header besides.
 _HEADER_BYTES: Final = 128 * 1024
 
 #: A TLS connection holds some 300 KiB of buffers from its first byte on, handshake included.
 _OVER_TLS: Final = Patience(most_open=250)
-
-
-def listen(host: str, port: int, *, flag: str = "--port") -> socket.socket:
-    """Return a socket bound to *host*:*port*, listening; port 0 takes a free one.
-
-    Args: *flag*, by which another port is chosen.
-
-    Raises: ConfigError if the address is in use or not ours.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With its protocol named, asyncio sets TCP_NODELAY on what it accepts: 44 ms less for each small answer.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        sock.listen(_BACKLOG)
-        sock.setblocking(False)
-    except OSError as exc:
-        sock.close()
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {exc.strerror}; choose another with {flag}, 0 takes a free one"
-        ) from exc
-    return sock
-
-
-def authority(sock: socket.socket) -> str:
-    """Return ``host:port`` of a listening socket, as it stands in a URL."""
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def serve(
@@ -72,7 +43,7 @@ async def serve(
     Args: *tls*, the paths of certificate and key; without it plain HTTP. *patience*, with slow peers and many of them.
     """
     config = Config()
-    config.backlog = _BACKLOG
+    config.backlog = BACKLOG
     config.h11_max_incomplete_size = _HEADER_BYTES
     config.h2_max_header_list_size = _HEADER_BYTES
     # Hypercorn's setting does not reach the decoder that it gives the limit to.

@@ -83,7 +83,8 @@ async def _with_timeout(chunks: AsyncIterator[bytes], silence_s: float) -> Async
     """Yield from *chunks*; TimeoutError where the next takes longer than *silence_s*."""
     while True:
         try:
-            chunk = await asyncio.wait_for(anext(chunks), silence_s)
+            async with asyncio.timeout(silence_s):
+                chunk = await anext(chunks)
         except StopAsyncIteration:
             return
         yield chunk

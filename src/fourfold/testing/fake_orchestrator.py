@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from fourfold.processes.serving import authority, listen, serve
+from fourfold.processes.serving import serve
+from fourfold.processes.sockets import authority, listen
 from fourfold.protocol import capabilities, wire
 from fourfold.protocol import livepeer_pb2 as pb
 from fourfold.protocol.grpc_asgi import Call, GrpcApp, GrpcError, Receive, Scope, Send, Status, Unary, is_grpc

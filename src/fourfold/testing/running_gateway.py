@@ -17,8 +17,9 @@ from fourfold.gateway.pinning import Pins
 from fourfold.gateway.ports import Clock, Codec, SystemClock
 from fourfold.gateway.submission import Submitter
 from fourfold.imaging import files
-from fourfold.imaging.values import Measures, OutputOptions, Prepared, Recipe, Written
-from fourfold.processes.serving import authority, listen, serve
+from fourfold.imaging.values import Canvas, Measures, OutputOptions, Prepared, Recipe, Written
+from fourfold.processes.serving import serve
+from fourfold.processes.sockets import authority, listen
 from fourfold.results.filesystem import FilesystemStore
 from fourfold.telemetry import Metrics
 
@@ -30,7 +31,7 @@ class ThreadCodec:
         """Bring *source* to canonical form."""
         return await asyncio.to_thread(files.prepare, source, folder, limits, wrap_px=wrap_px)
 
-    async def verify(self, source: Path, width: int, height: int, original: Path) -> Measures:
+    async def verify(self, source: Path, width: int, height: int, original: Path | Canvas) -> Measures:
         """Decode all of *source*."""
         return await asyncio.to_thread(files.verify, source, width, height, original)
 

@@ -25,7 +25,8 @@ from fourfold.errors import ImageTooLargeError, InvalidImageError, UnsupportedFo
 from fourfold.orchestrator.app import OrchestratorApp, create_app
 from fourfold.orchestrator.models import ModelConfig
 from fourfold.orchestrator.workers import Workers, external_endpoints
-from fourfold.processes.serving import authority, listen, serve
+from fourfold.processes.serving import serve
+from fourfold.processes.sockets import authority, listen
 from fourfold.protocol import livepeer_pb2 as pb
 from fourfold.protocol import routes, wire
 from fourfold.protocol.capabilities import demand

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fourfold.cli import run
+from fourfold.cli.app import run
 from fourfold.testing.pictures import png
 
 Fourfold = Callable[..., int]

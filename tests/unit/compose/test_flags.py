@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from fourfold.compose.orchestrator import own_worker
+from fourfold.compose.own_worker import own_worker
 from fourfold.config import Settings
 from fourfold.errors import ConfigError
 from fourfold.orchestrator.models import ModelConfig
@@ -20,7 +20,7 @@ async def test_deepcache_is_refused_before_a_worker_starts() -> None:
 
 @pytest.mark.parametrize(("value", "is_told"), [("true", True), (True, True), ("false", False), (False, False)])
 def test_a_flag_without_effect_is_told(value: str | bool, is_told: bool, caplog: pytest.LogCaptureFixture) -> None:
-    from fourfold.compose.orchestrator import _check_flags
+    from fourfold.compose.own_worker import _check_flags
 
     with caplog.at_level(logging.WARNING):
         _check_flags([ModelConfig(model_id="fourfold/lanczos", optimization_flags={"SFAST": value})])

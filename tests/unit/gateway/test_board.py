@@ -91,8 +91,22 @@ async def test_a_drain_waits_for_the_open_jobs() -> None:
 
 
 async def test_a_drain_ends_in_time() -> None:
-    """A job that outlives the drain is left to its end."""
+    """A job that outlives the drain is ended with an error for its client, and its task goes on to answer."""
     jobs, _ = board()
-    with jobs.open("a") as job:
-        assert await jobs.drain(0.01) is False
-        job.to(JobState.RUNNING)
+
+    async def answer() -> str:
+        try:
+            with jobs.open("a") as job:
+                job.to(JobState.RUNNING)
+                await asyncio.Event().wait()
+        except ShuttingDownError as exc:
+            await asyncio.sleep(0)  # no second cancellation
+            return exc.code
+        raise AssertionError
+
+    answering = asyncio.create_task(answer())
+    await asyncio.sleep(0)
+
+    assert await jobs.drain(0.01) is False
+    assert await answering == "shutting_down"
+    assert jobs.jobs() == []

@@ -30,7 +30,7 @@ from fourfold.gateway.dispatch import Delivered, Dispatcher
 from fourfold.gateway.jobs import Job, JobState
 from fourfold.gateway.selection import Offer, price_ceiling
 from fourfold.gateway.submission import Answer, WorkOrder
-from fourfold.imaging import Measures, OutputOptions, Recipe, Written
+from fourfold.imaging import Canvas, Measures, OutputOptions, Recipe, Written
 from fourfold.protocol.units import Pixels, Price, Wei
 from fourfold.protocol.wire import UpscaleFields
 from fourfold.telemetry import Metrics
@@ -105,6 +105,9 @@ class Network:
     async def cancel(self, job_id: str, _: Offer) -> None:
         self.cancelled.append(job_id)
 
+    async def close(self) -> None:
+        pass
+
 
 def name_of(offer: Offer) -> str:
     return offer.orchestrator.removeprefix("https://").removesuffix(":8935")
@@ -118,6 +121,7 @@ class Picture:
     is_identity: bool = True
     width: int = 3
     height: int = 2
+    canvas: Canvas | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -136,7 +140,7 @@ class Codec:
             raise self.refuse
         return Picture(source, self.is_identity)
 
-    async def verify(self, path: Path, width: int, height: int, original: Path) -> Measures:
+    async def verify(self, path: Path, width: int, height: int, original: Path | Canvas) -> Measures:
         self.verified.append((width, height))
         if self.bad_results:
             self.bad_results -= 1

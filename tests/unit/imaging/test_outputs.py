@@ -7,6 +7,7 @@ import pytest
 import pyvips
 from PIL import Image
 
+from fourfold.config import LimitSettings
 from fourfold.errors import InvalidParameterError
 from fourfold.imaging import Canvas, OutputOptions, Recipe, compare, files, measure
 from fourfold.imaging.fidelity import describe
@@ -159,7 +160,7 @@ def test_a_tileable_texture_stays_tileable(upscaling, tmp_path: Path, mode: str)
 
 def test_a_picture_that_is_too_large_once_wrapped_is_refused(make_picture, tmp_path: Path) -> None:
     """From the header."""
-    limits = files.LimitSettings(input_pixels=1200)
+    limits = LimitSettings(input_pixels=1200)
 
     files.prepare(make_picture(), tmp_path, limits)
     with pytest.raises(files.ImageTooLargeError, match="tileable"):
@@ -189,6 +190,31 @@ def test_metadata_goes_into_a_result_without_touching_its_pixels(upscaling, tmp_
     with Image.open(tmp_path / "out.png") as result:
         result.load()
         assert result.getexif()[0x010F] == "Maker"
+
+
+def test_the_kept_pixels_measure_like_the_file(upscaling, tmp_path: Path) -> None:
+    """A small canonical picture is decoded once; the comparison with its result is the same, to the last digit."""
+    opened, _ = upscaling.upscale(PHOTO, tmp_path / "out.png")
+    width, height = opened.canvas.width * 4, opened.canvas.height * 4
+
+    prepared = files.prepare(PHOTO, tmp_path, upscaling.LIMITS)
+
+    assert prepared.path == PHOTO and prepared.canvas is not None
+    by_pixels = files.verify(tmp_path / "out.png", width, height, prepared.canvas)
+    assert by_pixels == files.verify(tmp_path / "out.png", width, height, PHOTO)
+
+
+def test_bicubic_is_measured_as_bicubic(tmp_path: Path) -> None:
+    """Structure is compared with a bicubic enlargement that Pillow would make, too, away from the border."""
+    with Image.open(PHOTO) as photo:
+        small = photo.convert("RGB").crop((0, 0, 96, 64))
+    large = small.resize((384, 256), Image.Resampling.BICUBIC)
+    small.save(tmp_path / "small.png")
+    large.save(tmp_path / "large.png")
+
+    near = files.verify(tmp_path / "large.png", 384, 256, tmp_path / "small.png")
+
+    assert near.detail_ratio == pytest.approx(1.0, abs=0.05)
 
 
 def test_lanczos_is_near_and_invents_little(upscaling, tmp_path: Path) -> None:
@@ -223,7 +249,7 @@ def test_compare_knows_equal_from_unequal(make_picture, tmp_path: Path) -> None:
     with Image.open(PHOTO) as photo:
         photo.resize((64, 48)).resize(photo.size).save(tmp_path / "blurred.png")
         size = photo.size
-    limits = files.LimitSettings()
+    limits = LimitSettings()
 
     same = compare.compare(PHOTO, PHOTO, tmp_path / "same.png", limits)
     other = compare.compare(PHOTO, tmp_path / "blurred.png", tmp_path / "other.png", limits)

@@ -13,10 +13,10 @@ import pytest
 from fourfold.errors import NoCapacityError, OutOfMemoryError, UnreachableError
 from fourfold.orchestrator import worker_call
 from fourfold.orchestrator.admission import Tokens
-from fourfold.orchestrator.models import ModelConfig
+from fourfold.orchestrator.models import ModelConfig, own_models
 from fourfold.orchestrator.offering import Offering
 from fourfold.orchestrator.pricing import PriceDefaults, price_list
-from fourfold.orchestrator.workers import ExternalEndpoint, Task, Workers, external_endpoints, own_models
+from fourfold.orchestrator.workers import ExternalEndpoint, Task, Workers, external_endpoints
 from fourfold.protocol import livepeer_pb2 as pb
 from fourfold.protocol import wire
 

@@ -9,7 +9,8 @@ import pytest
 
 from fourfold.errors import CancelledByClientError, ConfigError
 from fourfold.processes.connections import Patience
-from fourfold.processes.serving import authority, listen, serve, unless_gone
+from fourfold.processes.serving import serve, unless_gone
+from fourfold.processes.sockets import authority, listen
 
 
 async def test_port_zero_takes_a_free_one_and_serves() -> None:

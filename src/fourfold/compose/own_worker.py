@@ -1,0 +1,81 @@
+"""The worker that an orchestrator owns; a module of its own, so that its start need not wait for the orchestrator's."""
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from fourfold.config import Settings, to_json
+from fourfold.errors import ConfigError
+from fourfold.orchestrator.models import ModelConfig
+from fourfold.processes.role import RoleProcess
+from fourfold.protocol.wire import PIPELINE
+from fourfold.telemetry import Metrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnWorker:
+    """The worker process that an orchestrator owns, as an endpoint: on loopback, with a token nobody else knows."""
+
+    process: RoleProcess
+    token: str
+    models: tuple[str, ...]
+    capacity: int  #: orders that run or wait in it
+
+    @property
+    def url(self) -> str | None:
+        """Where it listens now; None while it is down or starting."""
+        return self.process.ready["url"] if self.process.ready is not None else None
+
+
+@asynccontextmanager
+async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics: Metrics) -> AsyncIterator[OwnWorker]:
+    """Yield a worker for *models* that starts now; it is restarted when it dies and gone afterwards."""
+    _check_flags(models)
+    token = secrets.token_urlsafe(32)
+    capacity = max(settings.worker.capacity, *(model.capacity for model in models))
+    ids = tuple(dict.fromkeys(model.model_id for model in models))
+    theirs = settings.worker.model_copy(
+        update={
+            "host": "127.0.0.1",
+            "port": 0,
+            "pipeline": PIPELINE,
+            "model_id": None,
+            "models": ids,
+            "warm": tuple(dict.fromkeys(model.model_id for model in models if model.warm)),
+            "auth_token": SecretStr(token),
+            "capacity": capacity,
+            "model_paths": settings.worker.model_paths | {m.model_id: Path(m.path) for m in models if m.path},
+        }
+    )
+    process = RoleProcess(
+        "worker",
+        # Its state lies in ours: a worker that somebody starts beside us with the same data folder has its own.
+        to_json(settings.model_copy(update={"worker": theirs, "data_dir": settings.data_dir / "orchestrator"})),
+        drain_s=theirs.drain_s,
+        on_restart=metrics.restarted,
+    )
+    async with process:
+        yield OwnWorker(process, token, ids, capacity + theirs.queue)
+
+
+def _check_flags(models: Sequence[ModelConfig]) -> None:
+    """Refuse optimizations that change pictures; say which do nothing here.
+
+    Raises: ConfigError for DEEPCACHE.
+    """
+    for model in models:
+        asked = {flag for flag, value in model.optimization_flags.items() if str(value).lower() == "true"}
+        if "DEEPCACHE" in asked:
+            raise ConfigError(
+                f"{model.model_id}: optimization_flags: DEEPCACHE is refused: it skips most of the network's work, "
+                "so pictures change, and it mixes up jobs of one batch; remove it"
+            )
+        if asked:
+            log.warning("optimization_ignored", extra={"model_id": model.model_id, "flags": sorted(asked)})
