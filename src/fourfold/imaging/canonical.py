@@ -26,8 +26,10 @@ class Working:
     max_bits: int = 16
 
 
-def to_canonical(image: Any, kind: str, working: Working) -> tuple[Any, Recipe]:
+def to_canonical(image: Any, kind: str, working: Working, warnings: tuple[str, ...] = ()) -> tuple[Any, Recipe]:
     """Return *image*, opened lazily from a file of *kind*, as upright sRGB, and the recipe that undoes it.
+
+    Args: *warnings*, what opening it lost.
 
     Raises: pyvips.Error if the pixels are damaged; StorageFullError.
     """
@@ -41,6 +43,11 @@ def to_canonical(image: Any, kind: str, working: Working) -> tuple[Any, Recipe]:
     depth = min(colour.bits(plain), working.max_bits)
     srgb, is_converted = colour.to_srgb(plain, depth)
     profile, converts, name = colour.keep_profile(plain, folder / "profile.icc", converted=is_converted)
+    if name is not None and profile is None and not is_converted:
+        warnings, name = (
+            (*warnings, f"the colour profile {name!r} is damaged or not for such a picture: left out"),
+            None,
+        )
     transparency, alpha_canvas = "none", None
     if has_alpha:
         mask = colour.at_depth(upright.extract_band(upright.bands - 1), depth)
@@ -60,6 +67,7 @@ def to_canonical(image: Any, kind: str, working: Working) -> tuple[Any, Recipe]:
         xres=upright.xres if (upright.xres, upright.yres) != (1.0, 1.0) else 0.0,
         yres=upright.yres if (upright.xres, upright.yres) != (1.0, 1.0) else 0.0,
         alpha=transparency,
+        warnings=warnings,
     )
     return srgb, Recipe(
         grey=space == "grey",

@@ -1,5 +1,6 @@
 """What a file is, told from its bytes, and whether it is within the limits, told from its header."""
 
+import re
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -7,7 +8,7 @@ import pyvips
 
 from fourfold.config import LimitSettings
 from fourfold.errors import ImageTooLargeError, InvalidImageError, UnsupportedFormatError
-from fourfold.imaging import containers
+from fourfold.imaging import containers, described, exif
 from fourfold.imaging.values import Header
 
 READABLE: Final = "PNG, JPEG, WebP, GIF, TIFF or AVIF"
@@ -20,6 +21,8 @@ _UNREAD: Final = {
     "BMP": "it is rare and comes in many dialects",
 }
 _FRAMES: Final = 2_000
+#: What TIFF calls a band of transparency: colours multiplied by it, or not.
+_ALPHA: Final = (1, 2)
 
 # Operations that libvips itself marks as unfit for bytes from strangers never run in our processes.
 pyvips.block_untrusted_set(True)
@@ -73,17 +76,47 @@ def load(path: Path, kind: str) -> Any:
         refuse(exc)
 
 
+def open_picture(path: Path, kind: str) -> tuple[Any, tuple[str, ...]]:
+    """Open a client's picture as :func:`load` does, completed by what libvips leaves unread; return what to warn of.
+
+    A PNG's orientation may stand after its pixels, colours may be described without a profile, and a TIFF's bands
+    beyond the colours need not be transparency.
+
+    Raises: InvalidImageError for a damaged header; UnsupportedFormatError for high dynamic range.
+    """
+    image = load(path, kind)
+    profile: bytes | None = None
+    warnings: list[str] = []
+    if kind == "png":
+        facts = containers.png_facts(path)
+        profile = described.of_png(facts, is_grey=image.bands <= 2)
+        if b"eXIf" in facts and not image.get_typeof("exif-data"):
+            image = image.copy()
+            image.set_type(pyvips.GValue.blob_type, "exif-data", exif.PREFIX + facts[b"eXIf"])
+            image.set_type(pyvips.GValue.gint_type, "orientation", exif.orientation(facts[b"eXIf"]))
+    elif kind == "avif" and not image.get_typeof("icc-profile-data"):
+        profile = described.of_boxes(path)
+    elif kind == "tiff":
+        image, lost = _without_extra_bands(image, containers.tiff_extra_samples(path))
+        if lost:
+            warnings.append(f"{lost} bands that are neither colour nor transparency were left out")
+    if profile is not None:
+        image = image.copy()
+        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
+    return image, tuple(warnings)
+
+
 def inspect(path: Path, limits: LimitSettings) -> Header:
     """Return what the header says. Decodes no pixel.
 
     Raises:
         InvalidImageError: the file is empty, its header is damaged, or a PNG or TIFF ends before its end.
-        UnsupportedFormatError: it is of no format that we read, or of samples that no picture has.
+        UnsupportedFormatError: it is of no format that we read, or of samples or colours that we do not.
         ImageTooLargeError: it has more pixels, a longer side or more frames than the limits allow.
     """
     kind = sniff(path)
     containers.check(path, kind)
-    image = load(path, kind)
+    image, _ = open_picture(path, kind)
     frames = image.get("n-pages") if "n-pages" in image.get_fields() else 1
     # Orientations 5 to 8 lie on their side.
     width, height = (image.height, image.width) if orientation(image) >= 5 else (image.width, image.height)
@@ -103,6 +136,19 @@ def inspect(path: Path, limits: LimitSettings) -> Header:
     return Header(kind, width, height, image.bands, bits, frames)
 
 
+def _without_extra_bands(image: Any, meanings: list[int]) -> tuple[Any, int]:
+    """Return *image* with its colours and, if a band is that, its transparency; and how many bands are left out."""
+    colours = image.bands - len(meanings)
+    alphas = [i for i, meaning in enumerate(meanings) if meaning in _ALPHA]
+    if colours < 1 or len(meanings) == min(1, len(alphas)):
+        return image, 0
+    kept = image.extract_band(0, n=colours)
+    if alphas:
+        kept = kept.bandjoin(image.extract_band(colours + alphas[0]))
+    kept = kept.copy(interpretation=image.interpretation)
+    return kept, image.bands - kept.bands
+
+
 def orientation(image: Any) -> int:
     """Return the orientation tag's value, 1 .. 8; 1 where there is none."""
     value = image.get("orientation") if "orientation" in image.get_fields() else 1
@@ -111,5 +157,5 @@ def orientation(image: Any) -> int:
 
 def refuse(exc: pyvips.Error) -> NoReturn:
     """Raise InvalidImageError in libvips' words, without its operation names and paths."""
-    lines = [line.strip() for line in exc.detail.splitlines() if line.strip()]
+    lines = [re.sub(r"/\S+", "a file", line.strip()) for line in exc.detail.splitlines() if line.strip()]
     raise InvalidImageError(f"the image is damaged or incomplete: {lines[0] if lines else 'unreadable'}") from exc
