@@ -12,6 +12,7 @@ from fourfold.imaging import alpha, colour, formats, metadata
 from fourfold.imaging.canvas import Canvas
 from fourfold.imaging.mapped import mapped
 from fourfold.imaging.recipe import Intake, Recipe
+from fourfold.imaging.values import Header
 
 #: Larger pictures that must be read in another order than they are stored in go through a file instead of memory.
 _MEMORY_SAMPLES: Final = 50_000_000
@@ -26,8 +27,8 @@ class Working:
     max_bits: int = 16
 
 
-def to_canonical(image: Any, kind: str, working: Working, warnings: tuple[str, ...] = ()) -> tuple[Any, Recipe]:
-    """Return *image*, opened lazily from a file of *kind*, as upright sRGB, and the recipe that undoes it.
+def to_canonical(image: Any, header: Header, working: Working, warnings: tuple[str, ...]) -> tuple[Any, Recipe]:
+    """Return *image*, opened from a file with *header*, as upright sRGB, and the recipe that undoes it.
 
     Args: *warnings*, what opening it lost.
 
@@ -56,12 +57,12 @@ def to_canonical(image: Any, kind: str, working: Working, warnings: tuple[str, .
     else:
         srgb = _wrapped(srgb, working.wrap_px, folder)
     intake = Intake(
-        format=kind,
+        format=header.format,
         width=upright.width,
         height=upright.height,
         bits=colour.bits(image),
         colour=space,
-        frames=image.get("n-pages") if "n-pages" in image.get_fields() else 1,
+        frames=header.frames,
         orientation=tag,
         profile=name,
         xres=upright.xres if (upright.xres, upright.yres) != (1.0, 1.0) else 0.0,

@@ -1,7 +1,7 @@
-"""Colour spaces that a file describes in numbers instead of by a profile: PNG's gAMA, cHRM and cICP, and AVIF's nclx.
+"""Colour spaces that a file describes in numbers, not by a profile: PNG's gAMA, cHRM and cICP, and AVIF's nclx.
 
-libvips reads none of them. So that such a picture keeps its appearance a profile is made of the numbers, which then goes
-the way of any other.
+libvips reads none of them. So that such a picture keeps its appearance a profile is made of the numbers, which then
+goes the way of any other.
 """
 
 import struct

@@ -121,7 +121,7 @@ def _canonical(source: Path, limits: LimitSettings, working: Working) -> tuple[A
         )
     try:
         picture, warnings = formats.open_picture(source, header.format)
-        image, recipe = to_canonical(picture, header.format, working, warnings)
+        image, recipe = to_canonical(picture, header, working, warnings)
     except pyvips.Error as exc:
         writing.raise_for(exc)
     return image, header.format, recipe
