@@ -14,7 +14,7 @@ pip() { .venv/bin/python -m pip "$@"; }
 pip install --upgrade pip
 if [ "${1:-}" = --dev ]; then
   echo "installing what checks and tests need into .venv"
-  pip install --editable '.[diffusion]' --group dev
+  pip install --editable '.[diffusion,heic,jxl]' --group dev
 else
   echo "installing Fourfold into .venv: about 210 MB to download the first time"
   pip install --editable .

@@ -13,7 +13,22 @@ from fourfold.errors import FourfoldError, InvalidParameterError, NotFoundError
 
 #: What is taken for a picture where nobody named the file itself. Its bytes decide later what it is.
 PICTURE_SUFFIXES: Final = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".avif", ".bmp"}
+    {
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".webp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".bmp",
+        ".heic",
+        ".heif",
+        ".jxl",
+    }
     | {".heic", ".heif", ".jxl"}
 )
 _MAGIC: Final = "*?["

@@ -12,6 +12,7 @@ from fourfold.imaging import alpha, colour, formats, metadata
 from fourfold.imaging.canvas import Canvas
 from fourfold.imaging.mapped import mapped
 from fourfold.imaging.recipe import Intake, Recipe
+from fourfold.imaging.values import Header
 
 #: Larger pictures that must be read in another order than they are stored in go through a file instead of memory.
 _MEMORY_SAMPLES: Final = 50_000_000
@@ -26,8 +27,10 @@ class Working:
     max_bits: int = 16
 
 
-def to_canonical(image: Any, kind: str, working: Working) -> tuple[Any, Recipe]:
-    """Return *image*, opened lazily from a file of *kind*, as upright sRGB, and the recipe that undoes it.
+def to_canonical(image: Any, header: Header, working: Working, warnings: tuple[str, ...]) -> tuple[Any, Recipe]:
+    """Return *image*, opened from a file with *header*, as upright sRGB, and the recipe that undoes it.
+
+    Args: *warnings*, what opening it lost.
 
     Raises: pyvips.Error if the pixels are damaged; StorageFullError.
     """
@@ -41,6 +44,11 @@ def to_canonical(image: Any, kind: str, working: Working) -> tuple[Any, Recipe]:
     depth = min(colour.bits(plain), working.max_bits)
     srgb, is_converted = colour.to_srgb(plain, depth)
     profile, converts, name = colour.keep_profile(plain, folder / "profile.icc", converted=is_converted)
+    if name is not None and profile is None and not is_converted:
+        warnings, name = (
+            (*warnings, f"the colour profile {name!r} is damaged or not for such a picture: left out"),
+            None,
+        )
     transparency, alpha_canvas = "none", None
     if has_alpha:
         mask = colour.at_depth(upright.extract_band(upright.bands - 1), depth)
@@ -49,17 +57,18 @@ def to_canonical(image: Any, kind: str, working: Working) -> tuple[Any, Recipe]:
     else:
         srgb = _wrapped(srgb, working.wrap_px, folder)
     intake = Intake(
-        format=kind,
+        format=header.format,
         width=upright.width,
         height=upright.height,
         bits=colour.bits(image),
         colour=space,
-        frames=image.get("n-pages") if "n-pages" in image.get_fields() else 1,
+        frames=header.frames,
         orientation=tag,
         profile=name,
         xres=upright.xres if (upright.xres, upright.yres) != (1.0, 1.0) else 0.0,
         yres=upright.yres if (upright.xres, upright.yres) != (1.0, 1.0) else 0.0,
         alpha=transparency,
+        warnings=warnings,
     )
     return srgb, Recipe(
         grey=space == "grey",

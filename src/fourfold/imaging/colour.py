@@ -146,14 +146,21 @@ def _needs(image: Any, kind: str) -> bool:
 
 def _lattice(image: Any) -> Any | None:
     """Return a few hundred colours in *image*'s profile as sRGB, None if the profile cannot do that."""
-    kind = space(image)
-    sample = _sample(kind).copy()
-    sample.set_type(pyvips.GValue.blob_type, "icc-profile-data", bytes(image.get("icc-profile-data")))
+    data = bytes(image.get("icc-profile-data"))
+    if int.from_bytes(data[:4], "big") != len(data):  # cut short: what writes it next would refuse it
+        return None
+    sample = _sample(space(image)).copy()
+    sample.set_type(pyvips.GValue.blob_type, "icc-profile-data", data)
     try:
-        # In memory, so that a profile that fails does so now.
-        return sample.icc_transform("srgb", embedded=True, depth=8, **_HOW).copy_memory()
+        # A broken profile gives way to the other one without a word; then two others give two pictures. In memory, so
+        # that a profile that fails does so now.
+        one, other = (
+            sample.icc_transform("srgb", embedded=True, input_profile=name, depth=8, **_HOW).copy_memory()
+            for name in ("srgb", "p3")
+        )
     except pyvips.Error:
         return None
+    return one if (one - other).abs().max() == 0 else None
 
 
 def _sample(kind: str) -> Any:

@@ -44,7 +44,7 @@ def compare(a: Path, b: Path, target: Path, limits: Limits) -> Compared:
 
 def _open(path: Path, limits: Limits) -> Any:
     """Return the picture upright, in 8-bit sRGB, on white, in memory: it is read several times."""
-    image = formats.load(path, formats.inspect(path, limits).format).copy_memory().autorot()
+    image = formats.open_picture(path, formats.inspect(path, limits).format)[0].copy_memory().autorot()
     mask = image.extract_band(image.bands - 1) if image.hasalpha() else None
     plain = image.extract_band(0, n=image.bands - 1) if mask is not None else image
     srgb, _ = colour.to_srgb(plain, 8)

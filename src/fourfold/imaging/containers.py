@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
-from fourfold.errors import ImageTooLargeError, InvalidImageError
+from fourfold.errors import ImageTooLargeError, InvalidImageError, UnsupportedFormatError
 
 PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 #: Comments, profiles and the like together; more is a trap, as some of them are inflated when the header is read.
@@ -20,10 +20,31 @@ _TIFF_ENTRIES: Final = 4096
 _TIFF_PARTS: Final = 4_000_000
 
 
+#: What libvips can undo, by TIFF's numbers: none, CCITT (three), LZW, JPEG, deflate (two), PackBits, WebP.
+_TIFF_COMPRESSIONS: Final = frozenset({1, 2, 3, 4, 5, 7, 8, 32946, 32771, 32773, 50001})
+_TIFF_BITS: Final = frozenset({1, 2, 4, 8, 16})
+_BITS, _COMPRESSION, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 259, 262, 338, 339
+#: Grey (two), RGB, palette, CMYK, YCbCr; not a camera's raw values, and not CIELAB, of which libvips reads some kinds.
+_TIFF_COLOURS: Final = frozenset({0, 1, 2, 3, 5, 6})
+_TIFF_TAGS: Final = frozenset(
+    {_STRIP_OFFSETS, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES}
+    | {_BITS, _COMPRESSION, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT}
+)
+_UNSIGNED: Final = 1
+_JPEG_FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+_JPEG_LS: Final = 0xF7
+_PNG_KEPT: Final = (b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"eXIf")
+
+
 def check(path: Path, kind: str) -> None:
-    """Raise InvalidImageError or ImageTooLargeError if the file at *path* of format *kind* is cut short or a trap."""
+    """Raise InvalidImageError or ImageTooLargeError if the file at *path* of format *kind* is cut short or a trap.
+
+    Raises UnsupportedFormatError if its pixels are written in a way that libvips cannot read.
+    """
     if kind == "png":
         check_png(path)
+    elif kind == "jpeg":
+        check_jpeg(path)
     elif kind == "tiff":
         check_tiff(path)
 
@@ -65,11 +86,48 @@ def _inflated_bytes(content: bytes, *, most: int) -> int:
     return 0
 
 
+def png_facts(path: Path) -> dict[bytes, bytes]:
+    """Return the chunks of a sound PNG, by their names, that say what its colours mean and which way is up.
+
+    libvips reads only those before the pixels, and of the colours only the profile.
+    """
+    facts: dict[bytes, bytes] = {}
+    size, offset = path.stat().st_size, len(PNG_MAGIC)
+    with path.open("rb") as file:
+        while offset + 12 <= size:
+            file.seek(offset)
+            head = file.read(8)
+            length, name = int.from_bytes(head[:4], "big"), head[4:]
+            if name in _PNG_KEPT and name not in facts and length <= _PNG_PROFILE_BYTES:
+                facts[name] = file.read(length)
+            offset += 12 + length
+    return facts
+
+
+def check_jpeg(path: Path) -> None:
+    """Refuse samples of more than 8 bits and JPEG-LS: libjpeg-turbo calls them damaged."""
+    with path.open("rb") as file:
+        file.seek(2)
+        while len(head := file.read(4)) == 4 and head[0] == 0xFF:
+            marker, length = head[1], int.from_bytes(head[2:], "big")
+            if marker == 0xFF:  # a fill byte
+                file.seek(-3, 1)
+                continue
+            if marker in _JPEG_FRAMES:
+                bits = file.read(1)
+                if marker == _JPEG_LS or bits not in (b"\x08", b""):
+                    what = "JPEG-LS" if marker == _JPEG_LS else f"a JPEG of {bits[0]} bits a sample"
+                    raise UnsupportedFormatError(f"{what} is not read here; send a JPEG of 8 bits, or a PNG of 16")
+                return
+            file.seek(length - 2, 1)
+
+
 def check_tiff(path: Path) -> None:
     """Check that every strip or tile of the first picture lies in the file: libtiff fills in what is missing."""
     size = path.stat().st_size
     with path.open("rb") as file:
         tags = dict(_first_directory(file, size))
+        _check_tiff_samples(tags)
         for offsets_tag, bytes_tag in ((_STRIP_OFFSETS, _STRIP_BYTES), (_TILE_OFFSETS, _TILE_BYTES)):
             if offsets_tag not in tags:
                 continue
@@ -82,8 +140,37 @@ def check_tiff(path: Path) -> None:
     raise InvalidImageError("the TIFF is damaged: it names no pixels")
 
 
+def tiff_extra_samples(path: Path) -> list[int]:
+    """Return what the bands beyond the colours are: 0 not said, 1 alpha that colours were multiplied by, 2 alpha."""
+    with path.open("rb") as file:
+        return dict(_first_directory(file, path.stat().st_size)).get(_EXTRA_SAMPLES, [])
+
+
+def _check_tiff_samples(tags: dict[int, list[int]]) -> None:
+    photometric = _first(tags, _PHOTOMETRIC)
+    if photometric not in _TIFF_COLOURS:
+        what = "CIELAB" if photometric in (8, 9, 10) else f"colours of kind {photometric}"
+        raise UnsupportedFormatError(f"a TIFF of {what} is not read here; convert it to RGB")
+    compression = _first(tags, _COMPRESSION)
+    if compression not in _TIFF_COMPRESSIONS:
+        raise UnsupportedFormatError(
+            f"a TIFF compressed by method {compression} is not read here; write it with LZW or deflate"
+        )
+    bits, sample_format = _first(tags, _BITS), _first(tags, _SAMPLE_FORMAT)
+    if bits not in _TIFF_BITS or sample_format not in (_UNSIGNED, 4):  # 4: not said
+        kind = {2: "signed", 3: "floating-point"}.get(sample_format, "unsigned")
+        raise UnsupportedFormatError(
+            f"a TIFF of {bits} bits a sample, {kind}, is not read here; convert it to 16 bits, unsigned"
+        )
+
+
+def _first(tags: dict[int, list[int]], tag: int) -> int:
+    """Return the tag's first number; where it is missing TIFF's own default, which is 1 for all of these."""
+    return (tags.get(tag) or [1])[0]
+
+
 def _first_directory(file: BinaryIO, size: int) -> Iterator[tuple[int, list[int]]]:
-    """Yield tag and numbers of each entry of the first directory that places pixels."""
+    """Yield tag and numbers of each entry of the first directory that places pixels or says what they are."""
     head = file.read(16)
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     is_big = int.from_bytes(head[2:4], order) == 43
@@ -101,7 +188,7 @@ def _first_directory(file: BinaryIO, size: int) -> Iterator[tuple[int, list[int]
     for i in range(count):
         entry = entries[i * entry_bytes : (i + 1) * entry_bytes]
         tag, kind = int.from_bytes(entry[:2], order), int.from_bytes(entry[2:4], order)
-        if tag not in (_STRIP_OFFSETS, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES):
+        if tag not in _TIFF_TAGS:
             continue
         values, each = int.from_bytes(entry[4 : 4 + word], order), _TIFF_SIZES.get(kind, 0)
         if not each or values > _TIFF_PARTS or values * each > size:

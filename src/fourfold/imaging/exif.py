@@ -53,6 +53,15 @@ def rewrite(block: bytes, *, mode: str, width: int, height: int) -> bytes | None
     return PREFIX + head + _write(root, 8, order)
 
 
+def orientation(block: bytes) -> int:
+    """Return the orientation that the EXIF *block* (with or without its prefix) names, 1 where it names none."""
+    data = block.removeprefix(PREFIX)
+    order: _Order = "little" if data[:2] == b"II" else "big"
+    root = _read(data, int.from_bytes(data[4:8], order), order, depth=0)
+    _, _, value = root.tag_to_value.get(_ORIENTATION, (_SHORT, 1, b""))
+    return int.from_bytes(value, order) or 1
+
+
 def _read(data: bytes, start: int, order: _Order, *, depth: int) -> _Directory:
     """Return the directory at *start*; entries that lie outside the block are left out."""
     found = _Directory()

@@ -79,7 +79,7 @@ def describe(
         colour = "converted to sRGB"
     elif recipe.converts:
         colour = "through sRGB and back"
-    warnings = list(written.warnings)
+    warnings = [*intake.warnings, *written.warnings]
     if intake.frames > 1:
         warnings.append(f"only the first of {intake.frames} frames was upscaled")
     if intake.bits > written.bits:

@@ -128,7 +128,8 @@ def _canonical(source: Path, limits: Limits, working: Working) -> tuple[Any, str
             "edges that a tileable picture needs around it; make it smaller"
         )
     try:
-        image, recipe = to_canonical(formats.load(source, header.format), header.format, working)
+        picture, warnings = formats.open_picture(source, header.format)
+        image, recipe = to_canonical(picture, header, working, warnings)
     except pyvips.Error as exc:
         writing.raise_for(exc)
     return image, header.format, recipe
@@ -138,7 +139,7 @@ def _is_canonical(source: Path, kind: str, recipe: Recipe) -> bool:
     """Whether the file's own bytes may travel on: opaque upright RGB without profile or metadata, PNG or JPEG."""
     if kind not in ("png", "jpeg") or not recipe.is_identity or recipe.intake.orientation != 1:
         return False
-    image = formats.load(source, kind)
+    image, _ = formats.open_picture(source, kind)
     return image.interpretation in ("srgb", "rgb16") and image.bands == 3 and not image.get_typeof("icc-profile-data")
 
 

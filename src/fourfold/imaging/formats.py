@@ -7,21 +7,18 @@ from typing import Any, Final, NoReturn
 import pyvips
 
 from fourfold.errors import ImageTooLargeError, InvalidImageError, UnsupportedFormatError
-from fourfold.imaging import containers
+from fourfold.imaging import containers, described, exif, extras
 from fourfold.imaging.values import Header, Limits
 
-READABLE: Final = "PNG, JPEG, WebP, GIF, TIFF or AVIF"
-_BITS: Final = {"uchar": 8, "char": 8, "ushort": 16, "short": 16, "uint": 32, "int": 32, "float": 32, "double": 64}
+READABLE: Final = "PNG, JPEG, WebP, GIF, TIFF, AVIF or BMP"
+_BITS: Final = {"uchar": 8, "ushort": 16}
 _KIND_TO_LOADER: Final = {"avif": "heif"}
 _TIFF_HEADS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_UNREAD: Final = {
-    "HEIC": "its codec is not free",
-    "JPEG XL": "no free wheel of libvips reads it yet",
-    "BMP": "it is rare and comes in many dialects",
-}
 _FRAMES: Final = 2_000
 #: A line of libvips with one of these names a file of ours.
 _SEPARATOR: Final = re.compile(r"[/\\]")
+#: What TIFF calls a band of transparency: colours multiplied by it, or not.
+_ALPHA: Final = (1, 2)
 
 # Operations that libvips itself marks as unfit for bytes from strangers never run in our processes.
 pyvips.block_untrusted_set(True)
@@ -29,7 +26,7 @@ pyvips.operation_block_set("VipsForeignLoadRaw", False)  # our own canvases
 
 
 def sniff(path: Path) -> str:
-    """Return the format of the file at *path*: "png", "jpeg", "webp", "gif", "tiff" or "avif".
+    """Return the format of the file at *path*: "png", "jpeg", "webp", "gif", "tiff", "avif", "bmp", "heic" or "jxl".
 
     Raises:
         InvalidImageError: the file is empty.
@@ -49,18 +46,11 @@ def sniff(path: Path) -> str:
         return "gif"
     if head[:4] in _TIFF_HEADS:
         return "tiff"
-    unread = None
-    if head[4:8] == b"ftyp":
-        brands = head[8 : max(16, min(64, int.from_bytes(head[:4], "big")))]
-        if b"avif" in brands or b"avis" in brands:
-            return "avif"
-        unread = "HEIC" if any(brand in brands for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1")) else None
-    elif head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
-        unread = "JPEG XL"
-    elif head.startswith(b"BM") and len(head) > 26:
-        unread = "BMP"
-    if unread:
-        raise UnsupportedFormatError(f"{unread} is not read here ({_UNREAD[unread]}); send {READABLE}")
+    if head[4:8] == b"ftyp" and any(brand in head[8:] for brand in (b"avif", b"avis")):
+        return "avif"
+    kind = extras.sniff(head)
+    if kind is not None:
+        return kind
     raise UnsupportedFormatError(f"expected {READABLE}, got bytes that begin with {head[:8].hex(' ')}")
 
 
@@ -75,34 +65,83 @@ def load(path: Path, kind: str) -> Any:
         refuse(exc)
 
 
+def open_picture(path: Path, kind: str) -> tuple[Any, tuple[str, ...]]:
+    """Open a client's picture as :func:`load` does, completed by what libvips leaves unread; return what to warn of.
+
+    A PNG's orientation may stand after its pixels, colours may be described without a profile, and a TIFF's bands
+    beyond the colours need not be transparency.
+
+    Raises: InvalidImageError for a damaged header; UnsupportedFormatError for high dynamic range.
+    """
+    if kind in extras.KINDS:
+        return extras.decode(path, kind), ()
+    image = load(path, kind)
+    profile: bytes | None = None
+    warnings: list[str] = []
+    if kind == "png":
+        facts = containers.png_facts(path)
+        profile = described.of_png(facts, is_grey=image.bands <= 2)
+        if b"eXIf" in facts and not image.get_typeof("exif-data"):
+            image = image.copy()
+            image.set_type(pyvips.GValue.blob_type, "exif-data", exif.PREFIX + facts[b"eXIf"])
+            image.set_type(pyvips.GValue.gint_type, "orientation", exif.orientation(facts[b"eXIf"]))
+    elif kind == "avif" and not image.get_typeof("icc-profile-data"):
+        profile = described.of_boxes(path)
+    elif kind == "tiff":
+        image, lost = _without_extra_bands(image, containers.tiff_extra_samples(path))
+        if lost:
+            warnings.append(f"{lost} bands that are neither colour nor transparency were left out")
+    if profile is not None:
+        image = image.copy()
+        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
+    return image, tuple(warnings)
+
+
 def inspect(path: Path, limits: Limits) -> Header:
     """Return what the header says. Decodes no pixel.
 
     Raises:
         InvalidImageError: the file is empty, its header is damaged, or a PNG or TIFF ends before its end.
-        UnsupportedFormatError: it is of no format that we read, or of samples that no picture has.
+        UnsupportedFormatError: it is of no format that we read, or of samples or colours that we do not.
         ImageTooLargeError: it has more pixels, a longer side or more frames than the limits allow.
     """
     kind = sniff(path)
+    header = extras.header(path, kind) if kind in extras.KINDS else _header(path, kind)
+    size = f"{header.width} x {header.height}"
+    if header.width * header.height > limits.input_pixels:
+        raise ImageTooLargeError(f"an image may have {limits.input_pixels} pixels, got {size}; make it smaller")
+    if max(header.width, header.height) > limits.side_px:
+        raise ImageTooLargeError(f"a side may have {limits.side_px} pixels, got {size}; make it smaller")
+    if header.frames > _FRAMES:
+        raise ImageTooLargeError(f"a file may have {_FRAMES} frames, got {header.frames}; send one picture")
+    return header
+
+
+def _header(path: Path, kind: str) -> Header:
+    """Return what the header of a file says that libvips reads."""
     containers.check(path, kind)
-    image = load(path, kind)
+    image, _ = open_picture(path, kind)
     frames = image.get("n-pages") if "n-pages" in image.get_fields() else 1
     # Orientations 5 to 8 lie on their side.
     width, height = (image.height, image.width) if orientation(image) >= 5 else (image.width, image.height)
-    if width * height > limits.input_pixels:
-        raise ImageTooLargeError(
-            f"an image may have {limits.input_pixels} pixels, got {width} x {height}; make it smaller"
-        )
-    if max(width, height) > limits.side_px:
-        raise ImageTooLargeError(f"a side may have {limits.side_px} pixels, got {width} x {height}; make it smaller")
-    if frames > _FRAMES:
-        raise ImageTooLargeError(f"a file may have {_FRAMES} frames, got {frames}; send one picture")
-    bits = _BITS.get(image.format, 0)
-    if image.format not in ("uchar", "ushort") or not 1 <= image.bands <= 5:
+    if image.format not in _BITS or not 1 <= image.bands <= 5:
         raise UnsupportedFormatError(
             f"expected 1 to 5 bands of 8 or 16 bits, got {image.bands} of {image.format}; convert it to 16 bits"
         )
-    return Header(kind, width, height, image.bands, bits, frames)
+    return Header(kind, width, height, image.bands, _BITS[image.format], frames)
+
+
+def _without_extra_bands(image: Any, meanings: list[int]) -> tuple[Any, int]:
+    """Return *image* with its colours and, if a band is that, its transparency; and how many bands are left out."""
+    colours = image.bands - len(meanings)
+    alphas = [i for i, meaning in enumerate(meanings) if meaning in _ALPHA]
+    if colours < 1 or len(meanings) == min(1, len(alphas)):
+        return image, 0
+    kept = image.extract_band(0, n=colours)
+    if alphas:
+        kept = kept.bandjoin(image.extract_band(colours + alphas[0]))
+    kept = kept.copy(interpretation=image.interpretation)
+    return kept, image.bands - kept.bands
 
 
 def orientation(image: Any) -> int:

@@ -21,6 +21,8 @@ class Intake:
     profile: str | None = None  #: the embedded profile's own name
     xres: float = 0.0  #: pixels a millimetre in print, across; 0 = not said
     yres: float = 0.0  #: the same, down
+    clipped: float = 0.0  #: share of the pixels whose colour sRGB does not have, 0 .. 1
+    warnings: tuple[str, ...] = ()  #: what of the file could not be kept
     alpha: str = "none"  #: "none" | "opaque" (and dropped) | "soft" | "hard" (only 0 and full)
 
 
@@ -66,5 +68,6 @@ class Recipe:
         for name in ("profile", "exif", "xmp", "iptc"):
             values[name] = Path(values[name]) if values[name] else None
         values["alpha"] = Canvas.from_json(values["alpha"]) if values["alpha"] else None
-        values["intake"] = Intake(**values["intake"])
+        intake = values["intake"]
+        values["intake"] = Intake(**{**intake, "warnings": tuple(intake["warnings"])})
         return cls(**values)

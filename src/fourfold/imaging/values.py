@@ -41,7 +41,7 @@ class Limits(Protocol):
 class Header:
     """What a file's header says, before any pixel is decoded."""
 
-    format: str  #: "png" | "jpeg" | "webp" | "gif" | "tiff" | "avif"
+    format: str  #: "png" | "jpeg" | "webp" | "gif" | "tiff" | "avif" | "bmp" | "heic" | "jxl"
     width: int  #: upright, pixels
     height: int  #: upright, pixels
     bands: int

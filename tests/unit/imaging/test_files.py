@@ -53,7 +53,7 @@ def test_bytes_that_are_no_picture_are_refused(tmp_path: Path, content: bytes) -
     path = tmp_path / "x.png"
     path.write_bytes(content)
 
-    with pytest.raises(UnsupportedFormatError, match="PNG, JPEG, WebP, GIF, TIFF or AVIF"):
+    with pytest.raises(UnsupportedFormatError, match="PNG, JPEG, WebP, GIF, TIFF, AVIF or BMP"):
         formats.inspect(path, LIMITS)
 
 
@@ -288,23 +288,6 @@ def test_a_tiff_whose_directory_is_nowhere_is_refused(tmp_path: Path, order: str
         formats.inspect(tmp_path / "a.tif", LIMITS)
 
 
-@pytest.mark.parametrize(
-    ("head", "name"),
-    [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40), "HEIC"),
-        (b"\xff\x0a" + bytes(40), "JPEG XL"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), "JPEG XL"),
-        (b"BM" + bytes(60), "BMP"),
-    ],
-)
-def test_known_formats_that_are_not_read_are_named(tmp_path: Path, head: bytes, name: str) -> None:
-    """415 with the format's own name, and what to send instead."""
-    (tmp_path / "a").write_bytes(head)
-
-    with pytest.raises(UnsupportedFormatError, match=f"^{name} is not read here .* send PNG"):
-        formats.inspect(tmp_path / "a", LIMITS)
-
-
 def test_of_an_animation_the_first_frame_is_taken_and_the_reply_says_so(upscaling, tmp_path: Path) -> None:
     """Three frames, of which the first is red."""
     frames = [Image.new("RGB", (10, 8), colour) for colour in ("red", "lime", "blue")]
@@ -322,7 +305,7 @@ def test_samples_that_are_no_pictures_are_refused(tmp_path: Path, format_: str) 
     """Measurements in a TIFF: 415, not a guess."""
     pyvips.Image.black(9, 9, bands=3).cast(format_).tiffsave(str(tmp_path / "a.tif"))
 
-    with pytest.raises(UnsupportedFormatError, match="8 or 16 bits"):
+    with pytest.raises(UnsupportedFormatError, match="convert it to 16 bits"):
         formats.inspect(tmp_path / "a.tif", LIMITS)
 
 
