@@ -12,28 +12,22 @@ if node -e 'process.exit(parseInt(process.versions.node) >= 18 ? 0 : 1)'; then :
   exit 0
 fi
 
-# The one other package that either of them loads.
-zod=4.6.7
+# The packages as they are, unpacked side by side: both SDKs name the tools of their own tests as what they need, 70 MB that no
+# application loads, and npm cannot leave those out. All that either of them does load is zod.
 for sdk in @livepeer/ai@0.6.2 livepeer@3.5.0; do
-  name=${sdk%@*}
-  folder=.venvs/npm-$(echo "$name" | tr -d @ | tr / -)
-  wanted="$sdk zod@$zod"
+  folder=.venvs/npm-$(echo "${sdk%@*}" | tr -d @ | tr / -)
+  wanted="$sdk zod@4.6.7"
   if [ "$(cat "$folder/installed" 2>/dev/null)" = "$wanted" ]; then
     continue
   fi
   echo "installing the SDK $sdk into $folder"
   rm -rf "$folder"
-  mkdir -p "$folder/nothing"
-  echo '{"name": "nothing", "version": "1.0.0"}' >"$folder/nothing/package.json"
-  # Both name the tools of their own tests as what they need, 70 MB that no application loads; an empty package stands in.
-  # Nothing is left for npm to choose, so there is no lock file.
-  cat >"$folder/package.json" <<JSON
-{
-  "private": true,
-  "dependencies": {"$name": "${sdk##*@}", "zod": "$zod"},
-  "overrides": {"jest": "file:nothing", "jest-junit": "file:nothing", "ts-jest": "file:nothing"}
-}
-JSON
-  npm install --prefix "$folder" --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error
+  for package in $wanted; do
+    inside="$folder/node_modules/${package%@*}"
+    mkdir -p "$inside"
+    archive=$(npm pack --silent --pack-destination "$folder" "$package")
+    tar --extract --gzip --file "$folder/$archive" --directory "$inside" --strip-components 1 --no-same-owner
+    rm "$folder/$archive"
+  done
   echo "$wanted" >"$folder/installed"
 done
