@@ -27,6 +27,7 @@ PAGES = sorted(
 BASE_URL = "http://127.0.0.1:9935"
 BLOCK_S = 240.0
 
+_PULLED = "tests/acceptance/test_models_command.py::test_a_pulled_model_is_offered_offline_and_mended_and_removed"
 #: First line of a block -> the test that runs it.
 ELSEWHERE = {
     "make demo": "tests/acceptance/test_demo.py::test_the_demo_upscales_the_photo_though_the_default_ports_are_taken",
@@ -34,9 +35,8 @@ ELSEWHERE = {
     "fourfold upscale examples/photo.jpg -o large.png": (
         "tests/docs/test_readme.py::test_the_upscale_command_writes_a_picture"
     ),
-    "fourfold models pull": (
-        "tests/acceptance/test_models_command.py::test_a_pulled_model_is_offered_offline_and_mended_and_removed"
-    ),
+    "fourfold models  ": _PULLED,
+    "fourfold models pull": _PULLED,
     "fourfold worker --port 8000": "tests/docs/test_readme.py::test_the_roles_make_a_network_one_by_one",
 }
 #: First line of a block -> why no test runs it.
@@ -63,6 +63,15 @@ def listed(block: str) -> str | None:
 
 
 RUN_HERE = [pytest.param(block, id=f"{page}-{block.split()[0]}") for page, block in blocks() if listed(block) is None]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "THIRD_PARTY_NOTICES.md"])
+def test_every_block_says_what_it_is(page: str) -> None:
+    """So that commands are known as such; licences apart."""
+    fences = re.findall(r"^```(\w*)$", (ROOT / page).read_text(), re.MULTILINE)
+
+    assert all(fences[::2])
+    assert not any(fences[1::2])
 
 
 def test_what_is_not_run_here_is_still_on_a_page() -> None:
