@@ -65,15 +65,6 @@ def listed(block: str) -> str | None:
 RUN_HERE = [pytest.param(block, id=f"{page}-{block.split()[0]}") for page, block in blocks() if listed(block) is None]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "THIRD_PARTY_NOTICES.md"])
-def test_every_block_says_what_it_is(page: str) -> None:
-    """So that commands are known as such; licences apart."""
-    fences = re.findall(r"^```(\w*)$", (ROOT / page).read_text(), re.MULTILINE)
-
-    assert all(fences[::2])
-    assert not any(fences[1::2])
-
-
 def test_what_is_not_run_here_is_still_on_a_page() -> None:
     """Neither list has an entry that nobody needs."""
     assert {listed(block) for _, block in blocks()} - {None} == {*ELSEWHERE, *NOT_RUN}
