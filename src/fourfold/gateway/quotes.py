@@ -39,9 +39,9 @@ class Quote:
 
 
 def is_ours(version: str) -> bool:
-    """Return whether an orchestrator of this *version* speaks our additions: ``0.9.1+fourfold.0.1.0``.
+    """Return whether an orchestrator of this *version* speaks our additions: ``0.9.1-fourfold.0.1.0``.
 
-    Build metadata, so that a Livepeer gateway that asks for a least version still reads the version before it.
+    A suffix, so that a Livepeer gateway that asks for a least version still reads the version before it.
     """
     return "fourfold" in version.lower()
 
