@@ -47,7 +47,7 @@ class LimitSettings(Section):
 class GatewaySettings(Section):
     """The role that takes a client's image and returns a client's image."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")  # "" would be every address
     port: PortNumber = Field(9935, description="Port to listen on; 0 takes a free one")
     public_url: str | None = Field(None, description="Base of result URLs; without it the request's own address")
     orchestrators: tuple[str, ...] = Field((), description="Base URLs of orchestrators, https://host:port")
@@ -78,7 +78,7 @@ class GatewaySettings(Section):
 class OrchestratorSettings(Section):
     """The role that sells input pixels."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")  # "" would be every address
     port: PortNumber = Field(8935, description="Port for gRPC and HTTPS; 0 takes a free one")
     service_addr: str | None = Field(None, description="host:port under which gateways reach this orchestrator")
     models: Path | None = Field(None, description="aiModels.json: what is sold, for how much, by which worker")
@@ -97,7 +97,7 @@ class OrchestratorSettings(Section):
 class WorkerSettings(Section):
     """The role that holds models. Also honours AUTH_TOKEN, PIPELINE, MODEL_ID, HOST and PORT, as Livepeer's does."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")  # "" would be every address
     port: PortNumber = Field(8000, description="Port to listen on; 0 takes a free one")
     pipeline: str = Field("upscale", description="The task; only upscale exists")
     model_id: str | None = Field(None, description="The one model to serve; none: every model of `models`")

@@ -148,6 +148,13 @@ def test_settings_cross_a_pipe_with_their_secrets_and_print_without(tmp_path: Pa
     assert "hush" not in settings.model_dump_json()
 
 
+@pytest.mark.parametrize("role", ["gateway", "orchestrator", "worker"])
+def test_an_empty_host_is_refused(role: str) -> None:
+    """A variable of a script that was not set: to the system it means every address there is."""
+    with pytest.raises(ConfigError, match=f"{role}.host"):
+        load(flags={f"{role}.host": ""}, environ={})
+
+
 def test_a_refused_secret_is_not_repeated(tmp_path: Path) -> None:
     """Error messages end up in logs."""
     with pytest.raises(ConfigError) as caught:

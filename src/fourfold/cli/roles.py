@@ -3,6 +3,7 @@
 Each command imports its role's composition late: a gateway must not pay for what only a worker needs.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -126,9 +127,26 @@ def _run(
     log_format: str | None,
 ) -> None:
     """Run *role* to its end."""
+    _have_standard_streams()
     flags |= {"log.level": log_level, "log.format": log_format}
     settings = config.load(config_file, flags=flags, role=name).settings
-    run_role(name, role, settings, announce=_tell if sys.stdout.isatty() else announce_ready)
+    run_role(name, role, settings, announce=_tell_starter)
+
+
+def _have_standard_streams() -> None:
+    """Open those that our starter closed as the null device: a socket in their place would be written to."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
+def _tell_starter(facts: dict[str, Any]) -> None:
+    """Say that the role is ready, in words or as a line of JSON; a reader that has left is no reason to end."""
+    is_person = sys.stdout is not None and sys.stdout.isatty()  # None: whoever started us closed it
+    try:
+        (_tell if is_person else announce_ready)(facts)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would try it once more
 
 
 def _tell(facts: dict[str, Any]) -> None:

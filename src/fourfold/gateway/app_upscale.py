@@ -77,7 +77,7 @@ async def _own_folder(spool: Path, job_id: str) -> AsyncIterator[Path]:
     """Make a folder for one job's files; it goes, with all that is in it, in every outcome."""
     folder = spool / job_id
     try:
-        folder.mkdir(mode=0o700)
+        folder.mkdir(mode=0o700, parents=True)  # parents: somebody may have tidied up the data folder
     except OSError as exc:
         raise StorageFullError(f"the upload cannot be kept: {exc.strerror}; try again later") from exc
     try:

@@ -32,7 +32,7 @@ class Spool:
         """Give a request its files while the context lasts. Raises: StorageFullError if there is no room for them."""
         folder = self._root / secrets.token_hex(8)
         try:
-            folder.mkdir(mode=0o700)
+            folder.mkdir(mode=0o700, parents=True)  # parents: somebody may have tidied up the data folder
         except OSError as exc:
             raise StorageFullError(f"no folder for the request can be made: {exc.strerror}; try again later") from exc
         try:

@@ -32,7 +32,7 @@ class FolderLock(AbstractContextManager["FolderLock"]):
     def __enter__(self) -> "FolderLock":
         """Take the lock. Raises: ConfigError if another process holds it or the folder cannot be made."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # results lie below: names are no secret here
             self._file = (self._folder / "lock").open("a+")
         except OSError as exc:
             raise ConfigError(f"cannot use the data folder {self._folder}: {exc.strerror}") from exc

@@ -73,7 +73,7 @@ class FilesystemStore:
         group, name = secrets.token_hex(_RANDOM_BYTES), secrets.token_hex(_RANDOM_BYTES) + suffix
         folder, now = self._root / group, self._clock()
         try:
-            folder.mkdir()
+            folder.mkdir(parents=True)  # somebody may have tidied up the data folder
             shutil.move(source, folder / name)
             os.utime(folder / name, (now, now))
         except OSError as exc:

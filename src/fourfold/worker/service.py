@@ -84,7 +84,7 @@ class Worker:
         self._open += 1
         folder = self._cache / job_id
         try:
-            folder.mkdir()
+            folder.mkdir(parents=True)  # somebody may have tidied up the data folder
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)

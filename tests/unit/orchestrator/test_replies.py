@@ -219,6 +219,7 @@ def test_no_room_for_a_request_is_a_storage_failure(tmp_path: Path) -> None:
     """The folder has gone, or the disk is full."""
     spool = Spool(tmp_path / "spool")
     (tmp_path / "spool").rmdir()
+    (tmp_path / "spool").write_text("")
 
     with pytest.raises(StorageFullError, match="no folder for the request"), spool.files():
         pass

@@ -1,6 +1,7 @@
 """One process at a time in a data folder."""
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -31,6 +32,13 @@ def test_a_folder_that_cannot_be_made_is_a_settings_error(tmp_path: Path) -> Non
 
     with pytest.raises(ConfigError, match="file"):
         FolderLock(tmp_path / "file" / "data").__enter__()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_a_new_data_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    """Who may list a results folder needs to guess no name."""
+    with FolderLock(tmp_path / "data" / "gateway"):
+        assert (tmp_path / "data" / "gateway").stat().st_mode & 0o077 == 0
 
 
 def test_a_holder_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:

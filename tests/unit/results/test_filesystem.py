@@ -1,6 +1,7 @@
 """The folder of results: unguessable names, bounded time and room."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,10 +109,21 @@ async def test_a_result_larger_than_the_store_is_refused(tmp_path: Path, clock: 
     assert store.find(*kept) is not None
 
 
+async def test_a_folder_that_was_removed_is_made_again(tmp_path: Path, clock: Clock) -> None:
+    """Somebody tidied up while the gateway ran: what was there is gone, and the next one is kept."""
+    store = make_store(tmp_path, clock)
+    shutil.rmtree(tmp_path / "results")
+
+    group, name = (await store.put(picture(tmp_path))).split("/")
+
+    assert (found := store.find(group, name)) is not None and found.path.read_bytes() == b"png"
+
+
 async def test_a_store_that_cannot_be_written_is_507(tmp_path: Path, clock: Clock) -> None:
-    """A vanished folder is the store's failure, told with its own code."""
+    """A file where the folder was: the store's failure, told with its own code."""
     store = make_store(tmp_path, clock)
     os.rmdir(tmp_path / "results")
+    (tmp_path / "results").write_text("")
 
     with pytest.raises(StorageFullError):
         await store.put(picture(tmp_path))
