@@ -43,8 +43,11 @@ def worker_cards(settings: WorkerSettings) -> Mapping[str, EngineCard]:
         raise ConfigError(f"worker.models: {exc.message}") from exc
 
 
-def device_limits(settings: WorkerSettings) -> DeviceLimits:
-    """Return what the device's child may use: what is set, else every core and half of the memory."""
+def device_limits(settings: WorkerSettings, kernels: Path | None = None) -> DeviceLimits:
+    """Return what the device's child may use: what is set, else every core and half of the memory.
+
+    Args: *kernels*, the folder that keeps compiled kernels from one start to the next.
+    """
     return DeviceLimits(
         threads=settings.threads or usable_cores(),
         memory_bytes=settings.memory_bytes or usable_memory_bytes() // 2,
@@ -56,12 +59,16 @@ def device_limits(settings: WorkerSettings) -> DeviceLimits:
         strict=settings.strict,
         model_paths=settings.model_paths,
         safety_checker=settings.safety_checker,
+        compile_models=settings.compile_models,
+        kernels=kernels,
     )
 
 
 @asynccontextmanager
-async def open_worker(settings: WorkerSettings, cache: Path, metrics: Metrics) -> AsyncIterator[Worker]:
-    """Yield a worker without its HTTP; its child and its codec end with it."""
+async def open_worker(
+    settings: WorkerSettings, cache: Path, metrics: Metrics, *, kernels: Path | None = None
+) -> AsyncIterator[Worker]:
+    """Yield a worker without its HTTP; its child and its codec end with it. *kernels*: see `device_limits`."""
     cards = worker_cards(settings)
     warm = settings.warm if settings.warm is not None else tuple(cards)[:1]
     _check_safety(settings)
@@ -74,7 +81,7 @@ async def open_worker(settings: WorkerSettings, cache: Path, metrics: Metrics) -
             timeout_s=settings.job_timeout_s,
             on_restart=lambda: metrics.restarted("codec"),
         ) as codec,
-        Device(device_limits(settings), cards, warm=warm, metrics=metrics) as device,
+        Device(device_limits(settings, kernels), cards, warm=warm, metrics=metrics) as device,
     ):
         worker = Worker(
             device=device,
@@ -115,8 +122,9 @@ async def run_worker(settings: Settings, stop: asyncio.Event, announce: Announce
     folder = settings.data_dir / "worker"
     sock = listen(ours.host, ours.port)
     with sock, FolderLock(folder, patience_s=ORPHAN_PATIENCE_S):
+        kernels = folder / "kernels"
         loading = asyncio.create_task(load("fourfold.worker.app", "fourfold.processes.serving"), name="load")
-        async with open_worker(ours, folder / "cache", Metrics("worker")) as worker:
+        async with open_worker(ours, folder / "cache", Metrics("worker"), kernels=kernels) as worker:
             await loading  # most of it while the codec started
             from fourfold.processes.serving import serve
             from fourfold.worker.app import create_app
