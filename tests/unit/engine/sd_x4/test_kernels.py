@@ -1,7 +1,7 @@
 """Kernels are compiled beside the jobs: eager first, then compiled, with the same picture; a failure changes nothing.
 
-``aot_eager`` goes the whole way of torch.compile but for the making of machine code, which takes minutes; ``eager`` only
-traces. With ``inductor`` on a CPU the answers were within 1.4e-6 of their size.
+``aot_eager`` goes the whole way of torch.compile but for the making of machine code, which takes minutes; ``eager``
+only traces. With ``inductor`` on a CPU the answers were within 1.4e-6 of their size.
 """
 
 import threading
