@@ -55,7 +55,6 @@ async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics:
             "auth_token": SecretStr(token),
             "capacity": capacity,
             "compile_models": settings.worker.compile_models if compiled is None else compiled,
-            "compile_models": settings.worker.compile_models if compiled is None else compiled,
             "model_paths": settings.worker.model_paths | {m.model_id: Path(m.path) for m in models if m.path},
         }
     )
