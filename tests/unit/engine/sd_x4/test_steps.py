@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fourfold.engine.base import JobFailed
+from fourfold.engine.base import JobFailed, MemoryRanOut
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
 from fourfold.errors import OutOfMemoryError
 from fourfold.testing.sd_x4_stock import Stock, job, notes, picture, pixels, run, upscale
@@ -106,6 +106,8 @@ def test_only_the_half_that_does_not_fit_fails(make_engine: Make, monkeypatch: p
         short.setattr(engine._kernels, "eager", full)
         events = run(engine, job("a", steps=1), job("b", seed=1, steps=1))
 
+    counted = [(event.job_id, event.goes_on) for event in events if isinstance(event, MemoryRanOut)]
+    assert counted == [("a", True), ("b", True), ("a", False)]
     (failed,) = [event for event in events if isinstance(event, JobFailed)]
     assert failed.job_id == "a" and isinstance(failed.error, OutOfMemoryError)
     assert np.abs(pixels(events, "b").astype(int) - expected.astype(int)).max() <= 1
