@@ -15,6 +15,7 @@ from PIL import Image
 
 pytest.importorskip("diffusers", reason="needs the [diffusion] extra")
 
+from fourfold.client import Client
 from fourfold.engine import registry
 from fourfold.engine.base import EngineJob, Mode
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
@@ -37,7 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def network(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A network that sells the tiny model under the real one's id; aiModels.json names its folder."""
     home = tmp_path_factory.mktemp("network")
-    sold = [{"pipeline": "upscale", "model_id": MODEL, "warm": True, "path": str(folder)}]
+    sold: list[dict[str, Any]] = [{"pipeline": "upscale", "model_id": MODEL, "warm": True, "path": str(folder)}]
+    sold.append({"pipeline": "upscale", "model_id": "fourfold/lanczos"})
     (home / "aiModels.json").write_text(json.dumps(sold))
     config = home / "fourfold.toml"
     config.write_text(
@@ -96,6 +98,26 @@ def test_further_options_arrive(network: Running, engine: StableDiffusionX4Engin
 
     expected: EngineJob = job(prompt="cat", seed=1, steps=2, **{**options, "mode": Mode.FAST})
     assert np.array_equal(as_pixels(body), upscale(engine, expected))
+
+
+def test_what_the_worker_says_of_its_run_arrives_at_the_client(network: Running) -> None:
+    """The mode and what of a long prompt was not read: in the answer's JSON, its headers and our client's result."""
+    stream = io.BytesIO()
+    Image.fromarray(picture()).save(stream, "png")
+    with Client(network.ready["gateway"]) as client:
+        fields: Any = {"model_id": MODEL, "seed": 1, "num_inference_steps": 1, "guidance_scale": 1.0}
+        fast = client.upscale(stream.getvalue(), prompt="cat " * 80, mode="fast", **fields)
+        plain = client.upscale(stream.getvalue(), prompt="cat", **fields)
+        other = client.upscale(stream.getvalue(), model_id="fourfold/lanczos")
+
+    assert (fast.mode, fast.warnings) == (
+        "fast",
+        ("the last 5 tokens of the prompt were not used: the model reads 77",),
+    )
+    assert fast.fidelity is not None
+    assert (fast.fidelity["mode"], fast.fidelity["warnings"]) == ("fast", list(fast.warnings))
+    assert (plain.mode, plain.warnings) == ("exact", ())
+    assert (other.mode, other.warnings) == (None, ())
 
 
 def test_no_model_named_means_the_diffusion_model_where_it_is_sold(network: Running) -> None:

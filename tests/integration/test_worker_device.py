@@ -241,3 +241,24 @@ async def test_a_job_waits_until_a_busy_model_leaves_it_room(model: Path, jobs: 
         await asyncio.gather(*running.values())
 
     assert ended == ["busy", "queued", "latest"]
+
+
+async def test_after_a_crash_each_job_is_tried_again_alone(model: Path, jobs: Jobs) -> None:
+    """Two that ran side by side when the child died never run together again, and both get their picture."""
+    async with device(model, capacity=2) as one:
+        first, second = jobs.make(PLAIN, 600), jobs.make(PLAIN, 600)
+        together: list[int] = []
+        killed: list[int] = []
+
+        def kill_once(_done: int, _total: int) -> None:
+            if killed and one.pid != killed[0]:
+                together.append(one.running)
+            elif not killed and one.running == 2 and one.pid is not None:
+                killed.append(one.pid)
+                os.kill(one.pid, 9)
+
+        await asyncio.gather(one.run(first, kill_once), one.run(second, kill_once))
+
+        assert killed and one.pid != killed[0]
+        assert set(together) == {1}
+        assert np.array_equal(first.target.read(), second.target.read())

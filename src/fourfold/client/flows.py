@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias, TypedDict, TypeVar
 from urllib.parse import urljoin
 
+import httpx2
+
 from fourfold.errors import (
     BadResultError,
     DeadlineExceededError,
@@ -56,6 +58,10 @@ class Options(TypedDict, total=False):
     seed: int
     num_inference_steps: int
     safety_check: bool
+    negative_prompt: str  #: of diffusion models, as the next three
+    guidance_scale: float  #: >= 0
+    noise_level: int  #: 0 to 350
+    mode: str  #: exact | fast
     output_format: str  #: png | jpeg | webp | avif | tiff
     quality: int  #: 1 to 100, of the lossy formats
     metadata: str  #: default | keep | strip | copyright
@@ -81,6 +87,8 @@ class Upscaled:
     duration_ms: int | None
     request_id: str | None
     fidelity: dict[str, Any] | None = None  #: what was done to the picture, and how near to it the result is
+    mode: str | None = None  #: exact, or fast, which is another picture; None where the model knows no modes
+    warnings: tuple[str, ...] = ()  #: what of the wishes could not be met, such as the end of a long prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +135,7 @@ def upscale(image: Image, options: Options) -> Flow[Upscaled]:
             raise TypeError
     except (LookupError, TypeError):
         raise BadResultError(f"expected an answer with one image from {reply.url}, got {_excerpt(reply)}") from None
+    run = wire.read_run_facts(httpx2.Headers(reply.headers))
     return Upscaled(
         url=_absolute(url, reply.url),
         seed=seed,
@@ -138,6 +147,8 @@ def upscale(image: Image, options: Options) -> Flow[Upscaled]:
         duration_ms=_number(reply, wire.DURATION_HEADER),
         request_id=reply.headers.get(wire.REQUEST_ID_HEADER.lower()),
         fidelity=body["fidelity"] if isinstance(body.get("fidelity"), dict) else None,
+        mode=run.mode,
+        warnings=run.warnings,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from pydantic import SecretStr
 
@@ -17,6 +18,8 @@ from fourfold.protocol.wire import PIPELINE
 from fourfold.telemetry import Metrics
 
 log = logging.getLogger(__name__)
+
+_COMPILES: Final = "SFAST"  #: Livepeer's name, after the compiler that its runner has
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class OwnWorker:
 @asynccontextmanager
 async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics: Metrics) -> AsyncIterator[OwnWorker]:
     """Yield a worker for *models* that starts now; it is restarted when it dies and gone afterwards."""
-    _check_flags(models)
+    compiled = _compiled_models(models)
     token = secrets.token_urlsafe(32)
     capacity = max(settings.worker.capacity, *(model.capacity for model in models))
     ids = tuple(dict.fromkeys(model.model_id for model in models))
@@ -51,6 +54,7 @@ async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics:
             "warm": tuple(dict.fromkeys(model.model_id for model in models if model.warm)),
             "auth_token": SecretStr(token),
             "capacity": capacity,
+            "compile_models": settings.worker.compile_models if compiled is None else compiled,
             "model_paths": settings.worker.model_paths | _folders(models),
             "networks": settings.worker.networks | _networks(models),
         }
@@ -80,11 +84,16 @@ def _networks(models: Sequence[ModelConfig]) -> dict[str, NetworkSettings]:
     }
 
 
-def _check_flags(models: Sequence[ModelConfig]) -> None:
-    """Refuse optimizations that change pictures; say which do nothing here.
+def _compiled_models(models: Sequence[ModelConfig]) -> tuple[str, ...] | None:
+    """Return the models that SFAST asks to compile; None where no entry says anything about it.
+
+    Optimizations that change pictures are refused; those without effect here are logged.
 
     Raises: ConfigError for DEEPCACHE.
     """
+    from fourfold.engine import registry  # here, as the worker's start need not wait for it
+
+    compiled: list[str] | None = None
     for model in models:
         asked = {flag for flag, value in model.optimization_flags.items() if str(value).lower() == "true"}
         if "DEEPCACHE" in asked:
@@ -92,5 +101,9 @@ def _check_flags(models: Sequence[ModelConfig]) -> None:
                 f"{model.model_id}: optimization_flags: DEEPCACHE is refused: it skips most of the network's work, "
                 "so pictures change, and it mixes up jobs of one batch; remove it"
             )
+        if _COMPILES in model.optimization_flags and registry.is_compilable(model.model_id):
+            compiled = [*(compiled or []), *([model.model_id] if _COMPILES in asked else [])]
+            asked -= {_COMPILES}
         if asked:
             log.warning("optimization_ignored", extra={"model_id": model.model_id, "flags": sorted(asked)})
+    return None if compiled is None else tuple(compiled)

@@ -47,8 +47,11 @@ def worker_cards(settings: WorkerSettings) -> Mapping[str, EngineCard]:
         raise ConfigError(f"worker.networks: {exc.message}") from exc
 
 
-def device_limits(settings: WorkerSettings) -> DeviceLimits:
-    """Return what the device's child may use: what is set, else every core and half of the memory."""
+def device_limits(settings: WorkerSettings, kernels: Path | None = None) -> DeviceLimits:
+    """Return what the device's child may use: what is set, else every core and half of the memory.
+
+    Args: *kernels*, the folder that keeps compiled kernels from one start to the next.
+    """
     return DeviceLimits(
         threads=settings.threads or usable_cores(),
         memory_bytes=settings.memory_bytes or usable_memory_bytes() // 2,
@@ -61,12 +64,16 @@ def device_limits(settings: WorkerSettings) -> DeviceLimits:
         model_paths=settings.model_paths,
         networks=own_networks(settings),
         safety_checker=settings.safety_checker,
+        compile_models=settings.compile_models,
+        kernels=kernels,
     )
 
 
 @asynccontextmanager
-async def open_worker(settings: WorkerSettings, cache: Path, metrics: Metrics) -> AsyncIterator[Worker]:
-    """Yield a worker without its HTTP; its child and its codec end with it."""
+async def open_worker(
+    settings: WorkerSettings, cache: Path, metrics: Metrics, *, kernels: Path | None = None
+) -> AsyncIterator[Worker]:
+    """Yield a worker without its HTTP; its child and its codec end with it. *kernels*: see `device_limits`."""
     cards = worker_cards(settings)
     warm = settings.warm if settings.warm is not None else tuple(cards)[:1]
     _check_safety(settings)
@@ -79,7 +86,7 @@ async def open_worker(settings: WorkerSettings, cache: Path, metrics: Metrics) -
             timeout_s=settings.job_timeout_s,
             on_restart=lambda: metrics.restarted("codec"),
         ) as codec,
-        Device(device_limits(settings), cards, warm=warm, metrics=metrics) as device,
+        Device(device_limits(settings, kernels), cards, warm=warm, metrics=metrics) as device,
     ):
         worker = Worker(
             device=device,
@@ -120,8 +127,9 @@ async def run_worker(settings: Settings, stop: asyncio.Event, announce: Announce
     folder = settings.data_dir / "worker"
     sock = listen(ours.host, ours.port)
     with sock, FolderLock(folder, patience_s=ORPHAN_PATIENCE_S):
+        kernels = folder / "kernels"
         loading = asyncio.create_task(load("fourfold.worker.app", "fourfold.processes.serving"), name="load")
-        async with open_worker(ours, folder / "cache", Metrics("worker")) as worker:
+        async with open_worker(ours, folder / "cache", Metrics("worker"), kernels=kernels) as worker:
             await loading  # most of it while the codec started
             from fourfold.processes.serving import serve
             from fourfold.worker.app import create_app

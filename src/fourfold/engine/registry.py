@@ -32,6 +32,7 @@ class Entry:
     gpu_engine: str | None = None  #: the one to take where the device is a GPU
     planner: str = _TILE_PLANNER  #: ``module:callable`` that tells what a job takes; pure
     finder: str | None = None  #: ``module:callable`` that raises where the model's files are not here; None = they are
+    is_compilable: bool = False  #: whether its engine has a use for `EngineSettings.compiler`
     is_listed: bool = True  #: False: found by who names it, never offered by itself
 
 
@@ -181,6 +182,7 @@ _ENTRIES: Final = (
         "fourfold.engine.sd_x4:StableDiffusionX4Engine",
         planner="fourfold.engine.sd_x4_plan:job_bytes",
         finder="fourfold.engine.sd_x4_files:locate_model",
+        is_compilable=True,
     ),
     Entry(_REPLAY, "fourfold.testing.replay_engine:ReplayEngine", is_listed=False),
 )
@@ -228,6 +230,11 @@ def why_not_loadable(
     except ModelUnavailableError as exc:
         return exc.message
     return None
+
+
+def is_compilable(model_id: str) -> bool:
+    """Return whether the kernels of *model_id* can be compiled further; False, too, for a model of others."""
+    return model_id in _ID_TO_ENTRY and _ID_TO_ENTRY[model_id].is_compilable
 
 
 def job_bytes(card: EngineCard, width: int, height: int, *, budget_bytes: int) -> int:

@@ -17,7 +17,17 @@ from typing import Any, Final
 import torch
 
 from fourfold.engine.admission import check_image
-from fourfold.engine.base import EngineCard, EngineEvent, EngineJob, JobDone, JobFailed, Mode, Progress, Remark
+from fourfold.engine.base import (
+    EngineCard,
+    EngineEvent,
+    EngineJob,
+    JobDone,
+    JobFailed,
+    MemoryRanOut,
+    Mode,
+    Progress,
+    Remark,
+)
 from fourfold.engine.sd_x4_decode import DecodeLimits
 from fourfold.engine.sd_x4_files import ModelFolder, locate_model
 from fourfold.engine.sd_x4_job import Running, decode_job, prepare, total_steps
@@ -60,6 +70,7 @@ class StableDiffusionX4Engine:
         self._limits = DecodeLimits()
         self._lock = threading.Lock()
         self._running: list[Running] = []
+        self._short: list[MemoryRanOut] = []  #: of the step that runs
 
     @property
     def card(self) -> EngineCard:
@@ -123,7 +134,8 @@ class StableDiffusionX4Engine:
             gone = [event.job_id for event in touched if isinstance(event, JobDone | JobFailed)]
             alive = {running.job.job_id for running in self._running if not running.is_cancelled}
             self._running = [running for running in self._running if running.job.job_id not in gone]
-        told = [event for event in touched if not isinstance(event, Remark) and event.job_id in alive]
+        short, self._short = self._short, []
+        told = [event for event in (*short, *touched) if not isinstance(event, Remark) and event.job_id in alive]
         return [*told, *self._kernels.remarks()]
 
     def cancel(self, job_id: str) -> None:
@@ -238,12 +250,14 @@ class StableDiffusionX4Engine:
     def _note_retry(self, running: Running) -> None:
         """Count that memory ran out on a job which is tried again in less; make what room there is."""
         self._forget_cached()
+        self._short.append(MemoryRanOut(running.job.job_id, running.step_pixels, goes_on=True))
         running.notes["out_of_memory_retries"] = running.notes.get("out_of_memory_retries", 0) + 1
 
     def _failed(self, running: Running, exc: BaseException) -> JobFailed:
         """Return the end of a job on which memory ran out twice; raise what is no such thing."""
         if not _is_out_of_memory(exc):
             raise exc
+        self._short.append(MemoryRanOut(running.job.job_id, running.step_pixels, goes_on=False))
         return JobFailed(running.job.job_id, self._too_large(running, exc))
 
     def _predict(self, rows: Sequence[_Row], *, is_split: bool) -> list[torch.Tensor]:

@@ -135,4 +135,8 @@ def _facts(
         wire.DURATION_HEADER: str(round(seconds * 1000)),
         wire.FIDELITY_HEADER: json.dumps(delivered.fidelity.to_json(), separators=(",", ":")),
     }
+    if delivered.fidelity.mode is not None:
+        headers[wire.MODE_HEADER] = delivered.fidelity.mode
+    if delivered.fidelity.warnings:
+        headers[wire.WARNINGS_HEADER] = json.dumps(delivered.fidelity.warnings)
     return url, headers

@@ -174,7 +174,7 @@ class Dispatcher:
         with self._timed("store", model_id):
             key = await self._store.put(image, suffix=options.file_format.suffix)
         open_job.fee = fee = offer.fee(pixels)
-        notes = {} if answer.tiles is None else {"tiles": answer.tiles}
+        notes = {"tiles": answer.run.tiles, "mode": answer.run.mode, "warnings": answer.run.warnings}
         fidelity = describe(prepared.recipe, written, measures, format_name=options.format, notes=notes)
         return Delivered(key, model_id, answer.seed, answer.nsfw, answer.safety, pixels, fee, fidelity)
 

@@ -60,6 +60,8 @@ def _upscale(path: str) -> dict[str, Any]:
         wire.INPUT_PIXELS_HEADER,
         wire.FEE_HEADER,
         wire.DURATION_HEADER,
+        wire.MODE_HEADER,
+        wire.WARNINGS_HEADER,
         wire.FIDELITY_HEADER,
     )
     return {
@@ -200,6 +202,8 @@ def _headers() -> dict[str, Any]:
         wire.INPUT_PIXELS_HEADER: ("Pixels of the image that was sent, upright", _integer(minimum=1)),
         wire.FEE_HEADER: ("What the job cost, wei", _integer(minimum=0)),
         wire.DURATION_HEADER: ("From the request's head to the answer, milliseconds", _integer(minimum=0)),
+        wire.MODE_HEADER: ("How a diffusion model was sampled; absent for others", _text(enum=list(wire.MODES))),
+        wire.WARNINGS_HEADER: ("The answer's `fidelity.warnings` as a JSON array; absent if there are none", _text()),
         wire.FIDELITY_HEADER: ("The answer's `fidelity` as one line of JSON", _text()),
         "Retry-After": ("Seconds after which to try again", _integer(minimum=1)),
     }
@@ -283,6 +287,9 @@ def _fidelity() -> dict[str, Any]:
             "colour": _text(enum=["unchanged", "through sRGB and back", "converted to sRGB"]),
             "alpha": _text(enum=["none", "opaque", "soft", "hard", "flattened"]),
             "padded_px": _integer(description="Wrapped around the image for the model, and cropped again"),
+            "mode": _nullable(
+                _text(enum=list(wire.MODES), description="Of a diffusion model; fast gives another picture")
+            ),
             "tiles": _nullable(_integer(description="Pieces that it was computed in")),
             "resampled": {"type": "boolean", "description": "Whether the final size is not four times the image's"},
             "metadata_kept": texts,

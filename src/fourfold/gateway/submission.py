@@ -10,7 +10,7 @@ import base64
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -54,7 +54,7 @@ class Answer:
     nsfw: bool
     safety: str  #: clean | flagged | not-checked
     is_ours: bool  #: the answer showed our additions
-    tiles: int | None = None  #: pieces that the picture was computed in, where the worker says so
+    run: wire.RunFacts = field(default_factory=wire.RunFacts)  #: how it was computed, where the worker says so
 
 
 class Submitter:
@@ -216,7 +216,7 @@ def _our_answer(headers: httpx2.Headers, fields: wire.UpscaleFields, peer: str) 
     safety = headers.get(wire.SAFETY_HEADER, "")
     if safety not in {wire.SAFETY_CLEAN, wire.SAFETY_FLAGGED, wire.SAFETY_NOT_CHECKED}:
         safety = wire.SAFETY_FLAGGED if nsfw else wire.SAFETY_NOT_CHECKED
-    return Answer(seed, nsfw, safety, is_ours=True, tiles=wire.read_tiles(headers.get(wire.TILES_HEADER, "")))
+    return Answer(seed, nsfw, safety, is_ours=True, run=wire.read_run_facts(headers))
 
 
 def _check_is_png(path: Path, peer: str) -> None:

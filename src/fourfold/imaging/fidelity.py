@@ -52,6 +52,7 @@ class Fidelity:
     colour: str = "unchanged"  #: "unchanged" | "through sRGB and back" | "converted to sRGB"
     alpha: str = "none"  #: none | opaque (dropped) | soft | hard | flattened
     padded_px: int = 0  #: repeated around the picture for the model, and cropped again
+    mode: str | None = None  #: of a diffusion model: exact, or fast, which is another picture
     tiles: int | None = None  #: pieces that the picture was computed in, where the worker says so
     resampled: bool = False  #: whether the final size is not four times the input's
     metadata_kept: tuple[str, ...] = ()
@@ -71,7 +72,7 @@ def describe(
 ) -> Fidelity:
     """Return what is to be said of a finished picture.
 
-    Args: *notes*, what the engine said of its run, as far as it is known: ``tiles``, ``warnings``.
+    Args: *notes*, what the engine said of its run, as far as it is known: ``tiles``, ``mode``, ``warnings``.
     """
     intake, notes = recipe.intake, notes or {}
     colour = "unchanged"
@@ -85,7 +86,7 @@ def describe(
     if intake.bits > written.bits:
         warnings.append(f"{intake.bits} bits of a sample became {written.bits}")
     engine_warnings = notes.get("warnings", ())
-    tiles = notes.get("tiles")
+    tiles, mode = notes.get("tiles"), notes.get("mode")
     alpha = "flattened" if recipe.alpha is not None and format_name == "jpeg" else intake.alpha
     return Fidelity(
         input={name: getattr(intake, name) for name in ("format", "width", "height", "bits", "colour", "frames")},
@@ -95,6 +96,7 @@ def describe(
         colour=colour,
         alpha=alpha,
         padded_px=recipe.wrap_px,
+        mode=mode if isinstance(mode, str) else None,
         tiles=tiles if isinstance(tiles, int) else None,
         resampled=(written.width, written.height) != (4 * intake.width, 4 * intake.height),
         metadata_kept=written.metadata_kept,

@@ -4,7 +4,7 @@ import asyncio
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -40,7 +40,7 @@ class WorkResult:
     model_id: str  #: what ran
     bytes: int
     by_ours: bool  #: the answer had our form, so a worker of ours gave it
-    tiles: int | None = None  #: pieces that it was computed in, where the worker says so
+    run: wire.RunFacts = field(default_factory=wire.RunFacts)  #: how it was computed, where the worker says so
 
 
 def read_failure(status: int, headers: Mapping[str, str], body: bytes) -> FourfoldError:
@@ -64,8 +64,8 @@ def read_headers(headers: Mapping[str, str], fields: wire.UpscaleFields, path: P
     if seed is None or nsfw not in ("true", "false") or safety not in _SAFETY:
         raise BadResultError("expected Fourfold-Seed, -Nsfw and -Safety with the picture; check the worker's version")
     model_id = headers.get(wire.MODEL_HEADER, fields.model_id)
-    tiles = wire.read_tiles(headers.get(wire.TILES_HEADER, ""))
-    return WorkResult(path, seed, nsfw == "true", safety, model_id, path.stat().st_size, by_ours=True, tiles=tiles)
+    run = wire.read_run_facts(headers)
+    return WorkResult(path, seed, nsfw == "true", safety, model_id, path.stat().st_size, by_ours=True, run=run)
 
 
 async def read_runner_json(body: Path, fields: wire.UpscaleFields, target: Path) -> WorkResult:

@@ -167,8 +167,7 @@ class JobRequests:
             wire.INPUT_PIXELS_HEADER: str(sale.input_pixels),
             wire.DURATION_HEADER: str(round(sale.duration_s * 1000)),
         }
-        if result.tiles is not None:
-            facts[wire.TILES_HEADER] = str(result.tiles)
+        facts |= result.run.to_headers()
         silence_s = self._settings.body_timeout_s
         if _is_ours(headers):
             await send_png(send, files.result, facts, silence_s=silence_s)

@@ -1,6 +1,7 @@
 """Names and small values that cross a wire: headers, ports, the request's fields and their rules. No I/O."""
 
 import base64
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ DURATION_HEADER: Final = "Fourfold-Duration-Ms"
 FIDELITY_HEADER: Final = "Fourfold-Fidelity"
 #: To a worker: the most bits of a sample that its caller can pass on, 8 or 16.
 BITS_HEADER: Final = "Fourfold-Bits"
-#: From a worker: in how many pieces the picture was computed.
+#: From a worker, handed on to the client: see `RunFacts`.
 TILES_HEADER: Final = "Fourfold-Tiles"
 MODE_HEADER: Final = "Fourfold-Mode"
 WARNINGS_HEADER: Final = "Fourfold-Warnings"  #: a JSON array of texts, ASCII
@@ -49,6 +50,9 @@ MAX_WIRE_SEED: Final = 2**53 - 1
 #: Of a diffusion model: how noisy it may be told the picture is, and how it may be sampled.
 MAX_NOISE_LEVEL: Final = 350
 MODES: Final = ("exact", "fast")
+
+_MOST_WARNINGS: Final = 16
+_WARNING_CHARS: Final = 300
 
 _DECIMAL: Final = re.compile(r"[+-]?[0-9]{1,30}\Z")
 _TRUE: Final = frozenset({"true", "1", "t", "yes", "y", "on"})
@@ -173,9 +177,37 @@ def is_seed(value: object) -> bool:
     return type(value) is int and 0 <= value <= MAX_WIRE_SEED
 
 
-def read_tiles(text: str) -> int | None:
-    """Return the number in a ``Fourfold-Tiles`` header, None where there is none."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What a worker of ours says about how it computed a picture; each hop hands it on in headers."""
+
+    tiles: int | None = None  #: pieces that it was computed in
+    mode: str | None = None  #: of a diffusion model: exact or fast
+    warnings: tuple[str, ...] = ()  #: for people: what of the wishes could not be met
+
+    def to_headers(self) -> dict[str, str]:
+        """Return the headers; what is not known has none."""
+        headers = {} if self.tiles is None else {TILES_HEADER: str(self.tiles)}
+        headers |= {} if self.mode is None else {MODE_HEADER: self.mode}
+        return headers | ({WARNINGS_HEADER: json.dumps(self.warnings)} if self.warnings else {})
+
+
+def read_run_facts(headers: Mapping[str, str]) -> RunFacts:
+    """Return what the headers of a picture say; what is malformed counts as not said, what is too long is cut.
+
+    Args: *headers*, a mapping that does not care for case.
+    """
+    tiles, mode = headers.get(TILES_HEADER, ""), headers.get(MODE_HEADER)
+    try:
+        told = json.loads(headers.get(WARNINGS_HEADER, "[]"))
+    except (ValueError, RecursionError):
+        told = []
+    warnings = [text[:_WARNING_CHARS] for text in told if isinstance(text, str)] if isinstance(told, list) else []
+    return RunFacts(
+        tiles=int(tiles) if tiles.isascii() and tiles.isdecimal() and len(tiles) <= 9 else None,
+        mode=mode if mode in MODES else None,
+        warnings=tuple(warnings[:_MOST_WARNINGS]),
+    )
 
 
 def check_job_id(text: str) -> str:

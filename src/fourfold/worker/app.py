@@ -248,13 +248,9 @@ class _Routes:
             wire.SAFETY_HEADER: safety,
             wire.MODEL_HEADER: done.model_id,
         }
-        if done.fidelity.tiles is not None:
-            headers[wire.TILES_HEADER] = str(done.fidelity.tiles)
+        warnings = tuple(done.notes.get("warnings", ()))
+        headers |= wire.RunFacts(done.fidelity.tiles, done.notes.get("mode"), warnings).to_headers()
         if _is_ours(request):
-            if "mode" in done.notes:
-                headers[wire.MODE_HEADER] = done.notes["mode"]
-            if done.notes.get("warnings"):
-                headers[wire.WARNINGS_HEADER] = json.dumps(done.notes["warnings"])
             return _Held(_PictureResponse(done.path, media_type="image/png", headers=headers), release)
         head = b'{"images":[{"url":"data:image/png;base64,'
         tail = f'","seed":{done.seed},"nsfw":{headers[wire.NSFW_HEADER]}}}]}}'.encode()

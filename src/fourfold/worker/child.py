@@ -6,11 +6,13 @@ of the pipe and nothing outside this process is lost.
 
 import argparse
 import json
+import os
 import queue
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 _THUMBNAIL_PX: Final = 512
 #: Python, numpy, libvips and the model runtime themselves, on top of the budget for models and tiles.
 _RUNTIME_BYTES: Final = 2**30
+_COMPILER: Final = "inductor"
 #: Rows of one network call on a GPU; strict: always the same number, as another one rounds otherwise.
 _ROWS: Final = (1, 2, 4, 8)
 _STRICT_ROWS: Final = (4,)
@@ -248,6 +251,12 @@ def engine_settings(arguments: argparse.Namespace, compute: ComputeDevice) -> En
     )
 
 
+def compiles(model_id: str, arguments: argparse.Namespace, compute: ComputeDevice) -> bool:
+    """Whether the kernels of *model_id* are to be compiled: as told, else on a GPU, whose steps are quick enough."""
+    told = arguments.compile_models
+    return compute.is_gpu if told is None else model_id in told
+
+
 def main() -> None:
     """Run the device until the parent closes the pipe or is gone."""
     parser = argparse.ArgumentParser()
@@ -259,7 +268,11 @@ def main() -> None:
     parser.add_argument("--model-paths", type=json.loads, default={})
     parser.add_argument("--networks", type=json.loads, default={})
     parser.add_argument("--safety-checker", type=Path)
+    parser.add_argument("--compile-models", type=json.loads, default=None)
+    parser.add_argument("--kernels", default=None)
     arguments = parser.parse_args()
+    if arguments.kernels is not None:  # torch reads it when it first compiles
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = arguments.kernels
     compute = pick_device(arguments.device)
     settings = engine_settings(arguments, compute)
     if not compute.is_gpu:  # a GPU's driver maps more than the machine has
@@ -267,7 +280,10 @@ def main() -> None:
     pipe = Pipe()
     device = DeviceLoop(
         pipe.send,
-        lambda model_id: load_engine(model_id, settings=settings),
+        lambda model_id: load_engine(
+            model_id,
+            settings=replace(settings, compiler=_COMPILER if compiles(model_id, arguments, compute) else None),
+        ),
         lambda: _classifier(arguments.threads, arguments.safety_checker),
     )
     pipe.send({"event": orders.READY, "device": compute.name, "memory_bytes": settings.memory_budget_bytes})

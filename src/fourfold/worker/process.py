@@ -57,6 +57,8 @@ class DeviceLimits:
     model_paths: Mapping[str, Path] = field(default_factory=dict)  #: model_id -> folder
     networks: Networks = field(default_factory=dict)  #: model_id -> an operator's own network
     safety_checker: Path | None = None  #: folder of the stock safety checker; None: where the hub's cache has it
+    compile_models: tuple[str, ...] | None = None  #: models whose kernels are compiled; None: on a GPU all, else none
+    kernels: Path | None = None  #: folder that keeps compiled kernels; None = torch's own
 
 
 @dataclass(slots=True)
@@ -247,6 +249,8 @@ class Device:
             arguments += ["--networks", json.dumps(networks)]
             if self._limits.safety_checker is not None:
                 arguments += ["--safety-checker", str(self._limits.safety_checker)]
+            arguments += ["--compile-models", json.dumps(self._limits.compile_models)]
+            arguments += ["--kernels", str(self._limits.kernels)] if self._limits.kernels is not None else []
             child = await Child.start(_MODULE, arguments, name="device")
             try:
                 async with asyncio.timeout(self._limits.load_timeout_s):

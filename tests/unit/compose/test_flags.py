@@ -4,11 +4,13 @@ import logging
 
 import pytest
 
-from fourfold.compose.own_worker import own_worker
+from fourfold.compose.own_worker import _compiled_models, own_worker
 from fourfold.config import Settings
 from fourfold.errors import ConfigError
 from fourfold.orchestrator.models import ModelConfig
 from fourfold.telemetry import Metrics
+
+DIFFUSION = "stabilityai/stable-diffusion-x4-upscaler"
 
 
 async def test_deepcache_is_refused_before_a_worker_starts() -> None:
@@ -20,9 +22,23 @@ async def test_deepcache_is_refused_before_a_worker_starts() -> None:
 
 @pytest.mark.parametrize(("value", "is_told"), [("true", True), (True, True), ("false", False), (False, False)])
 def test_a_flag_without_effect_is_told(value: str | bool, is_told: bool, caplog: pytest.LogCaptureFixture) -> None:
-    from fourfold.compose.own_worker import _check_flags
-
+    """SFAST asks for compiled kernels; Lanczos has none."""
     with caplog.at_level(logging.WARNING):
-        _check_flags([ModelConfig(model_id="fourfold/lanczos", optimization_flags={"SFAST": value})])
+        compiled = _compiled_models([ModelConfig(model_id="fourfold/lanczos", optimization_flags={"SFAST": value})])
 
+    assert compiled is None
     assert [record.message for record in caplog.records] == ["optimization_ignored"] * is_told
+
+
+@pytest.mark.parametrize(("value", "expected"), [("true", (DIFFUSION,)), (True, (DIFFUSION,)), ("false", ())])
+def test_sfast_says_whether_a_diffusion_model_is_compiled(
+    value: str | bool, expected: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    models = [ModelConfig(model_id=DIFFUSION, optimization_flags={"SFAST": value}), ModelConfig("fourfold/lanczos")]
+
+    assert _compiled_models(models) == expected
+    assert not caplog.records
+
+
+def test_without_the_flag_the_device_decides() -> None:
+    assert _compiled_models([ModelConfig(model_id=DIFFUSION)]) is None

@@ -1,9 +1,11 @@
 """The fields that Livepeer's API does not have: read, checked, and sent on only where a client gave them."""
 
+import json
+
 import pytest
 
 from fourfold.errors import InvalidParameterError, ValidationError
-from fourfold.protocol.wire import UpscaleFields, parse_fields
+from fourfold.protocol.wire import RunFacts, UpscaleFields, parse_fields, read_run_facts
 
 GIVEN = {"negative_prompt": "dark, blurry", "guidance_scale": "4.5", "noise_level": "0", "mode": "fast"}
 
@@ -43,3 +45,32 @@ def test_absent_ones_are_never_sent() -> None:
 def test_a_wrong_one_is_refused(name: str, value: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         parse({name: value})
+
+
+def test_the_facts_of_a_run_survive_a_hop() -> None:
+    """What is not known has no header."""
+    facts = RunFacts(tiles=4, mode="fast", warnings=("the last 5 tokens were not used", "ü"))
+
+    assert read_run_facts(facts.to_headers()) == facts
+    assert all(value.isascii() for value in facts.to_headers().values())
+    assert RunFacts().to_headers() == {}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Fourfold-Tiles": "-1", "Fourfold-Mode": "best", "Fourfold-Warnings": "no"},
+        {"Fourfold-Tiles": "9" * 10, "Fourfold-Warnings": '{"a": 1}'},
+        {"Fourfold-Tiles": "", "Fourfold-Warnings": "[1, null]"},
+        {"Fourfold-Warnings": "[" * 5000},
+    ],
+)
+def test_facts_that_make_no_sense_count_as_not_said(headers: dict[str, str]) -> None:
+    assert read_run_facts(headers) == RunFacts()
+
+
+def test_a_talkative_worker_is_cut_short() -> None:
+    facts = read_run_facts({"Fourfold-Warnings": json.dumps(["x" * 1000] * 50)})
+
+    assert len(facts.warnings) == 16
+    assert {len(warning) for warning in facts.warnings} == {300}

@@ -1,0 +1,158 @@
+"""Kernels are compiled beside the jobs: eager first, then compiled, with the same picture; a failure changes nothing.
+
+``aot_eager`` goes the whole way of torch.compile but for the making of machine code, which takes minutes; ``eager``
+only traces. With ``inductor`` on a CPU the answers were within 1.4e-6 of their size.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fourfold.engine import registry, sd_x4_kernels
+from fourfold.engine.base import EngineEvent, JobDone, Remark
+from fourfold.engine.sd_x4 import StableDiffusionX4Engine
+from fourfold.engine.sd_x4_kernels import Kernels
+from fourfold.engine.settings import EngineSettings
+from fourfold.testing.sd_x4_stock import job, notes, picture, pixels, run
+
+MODEL = "stabilityai/stable-diffusion-x4-upscaler"
+
+
+@contextmanager
+def compiling(folder: Path, *, rows: tuple[int, ...] = (1,), compiler: str = "aot_eager") -> Iterator[Any]:
+    """Yield an engine that compiles; its thread has ended afterwards."""
+    settings = EngineSettings(threads=1, batch_rows=rows, compiler=compiler)
+    engine = StableDiffusionX4Engine(registry.card(MODEL), settings=settings, folder=folder)
+    kernels = engine._kernels
+    yield engine
+    engine.close()
+    finish(kernels)
+
+
+def finish(kernels: Kernels) -> None:
+    """Wait for what is being compiled."""
+    kernels._wanted.put(None)
+    if kernels._thread is not None:
+        kernels._thread.join()
+        kernels._thread = None
+
+
+def remarks(events: list[EngineEvent]) -> list[str]:
+    return [event.name for event in events if isinstance(event, Remark)]
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Hold every compilation until this is called."""
+    opened, original = threading.Event(), Kernels._compile
+
+    def held(self: Kernels, *inputs: Any) -> Any:
+        opened.wait()
+        return original(self, *inputs)
+
+    monkeypatch.setattr(Kernels, "_compile", held)
+    return opened.set
+
+
+@pytest.mark.slow
+def test_the_first_jobs_are_eager_and_later_ones_compiled(
+    tiny_folder: Path, engine: StableDiffusionX4Engine, gate: Callable[[], None]
+) -> None:
+    """Nothing waits for the compiler; a job that has begun is not switched; the pictures are the same to a level."""
+    each = job(steps=2, guidance_scale=1.0)
+    expected = pixels(run(engine, each)).astype(int)
+    with compiling(tiny_folder) as compiled:
+        first = run(compiled, each)  # from its first step to its last while the compiler stands still
+        compiled.admit(replace(each, job_id="begun"))
+        compiled.step()
+        kernels = compiled._kernels
+        gate()
+        finish(kernels)
+        begun, later = run(compiled), run(compiled, replace(each, job_id="later"))
+        told = [event for event in [*begun, *later] if isinstance(event, Remark)]
+
+    assert [notes(first)["kernels"], notes(begun, "begun")["kernels"], notes(later, "later")["kernels"]] == [
+        "eager",
+        "eager",
+        "compiled",
+    ]
+    assert [(remark.name, remark.facts["shape"]) for remark in told] == [("kernels_ready", [1, 1, 64, 64])]
+    for events, name in ((first, "a"), (begun, "begun"), (later, "later")):
+        assert np.abs(pixels(events, name).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.slow
+def test_compiled_answers_are_the_eager_ones(tiny_folder: Path) -> None:
+    """For each shape that is compiled; shapes do not hinder one another, and inputs are not mixed up."""
+    with compiling(tiny_folder, compiler="eager") as engine:
+        kernels, generator = engine._kernels, torch.Generator().manual_seed(1)
+        with torch.inference_mode():
+            for rows, ways, texts in ((1, 1, ["cat"]), (2, 1, ["cat", "dog"])):
+                shape = sd_x4_kernels.Shape(rows, ways, 64, 64)
+                inputs = [
+                    (
+                        torch.randn((rows, 7, 64, 64), generator=generator),
+                        torch.randn((rows, 64), generator=generator),
+                        engine._prompts.rows(texts),
+                    )
+                    for _ in range(2)
+                ]
+                kernels.run(shape, *inputs[0], compiled=True)  # asks for it
+                finish(kernels)
+                assert kernels.is_compiled(shape)
+                for each in inputs:
+                    expected = kernels.eager(ways, *each)
+                    made = kernels.run(shape, *each, compiled=True)
+                    assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_compiler_that_fails_is_told_once_and_everything_stays_eager(tiny_folder: Path) -> None:
+    """Whatever it raises; no job notices."""
+    with compiling(tiny_folder, compiler="no_such_compiler") as engine:
+        first = run(engine, job(steps=1))
+        kernels = engine._kernels
+        finish(kernels)
+        later = run(engine, job("b", picture(100, 40), steps=1))
+
+    assert remarks([*first, *later]) == ["compile_failed"]
+    assert {notes(first)["kernels"], notes(later, "b")["kernels"]} == {"eager"}
+
+
+@pytest.mark.slow
+def test_strict_jobs_of_different_kernels_share_no_batch(tiny_folder: Path, gate: Callable[[], None]) -> None:
+    """A job from before and one from after the compilation run side by side, each by its own kernels throughout."""
+    with compiling(tiny_folder, rows=(2,), compiler="eager") as engine:
+        before, after = job("before", steps=3, guidance_scale=1.0), job("after", steps=3, guidance_scale=1.0)
+        engine.admit(before)
+        engine.step()
+        gate()
+        finish(engine._kernels)
+        engine.admit(after)
+        mixed = run(engine)
+        alone = run(engine, after)
+
+    assert notes(mixed, "before")["kernels"] == "eager"
+    assert notes(mixed, "after")["kernels"] == "compiled"
+    assert np.array_equal(pixels(mixed, "after"), pixels(alone, "after"))
+
+
+def test_nothing_is_compiled_unless_asked_for_or_beyond_a_bound(
+    engine: StableDiffusionX4Engine, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default, for large shapes, and for the thirty-third."""
+    run(engine, job(steps=1))
+    assert engine._kernels._thread is None
+
+    monkeypatch.setattr(sd_x4_kernels, "MOST_PIXELS", 64 * 64 - 1)
+    with compiling(tiny_folder) as large:
+        events = run(large, job(steps=1))
+        assert large._kernels._thread is None
+    monkeypatch.setattr(sd_x4_kernels, "MOST_SHAPES", 0)
+    assert any(isinstance(event, JobDone) for event in events)
