@@ -10,6 +10,7 @@ import pytest
 from fourfold.cli import status
 from fourfold.errors import FourfoldError, Retry, walk
 from fourfold.gateway.peer_errors import error_from_peer
+from fourfold.imaging.formats import READABLE
 from fourfold.processes.role import CONFIG_EXIT_STATUS
 from fourfold.testing import fake_orchestrator
 from fourfold.testing.fake_orchestrator import FakeModel, FakeOrchestrator
@@ -86,6 +87,14 @@ async def test_a_gateway_does_what_the_row_says(tmp_path: Path, monkeypatch: pyt
         assert reply.headers["X-Request-ID"] == error["request_id"]
     else:
         assert reply.status_code == 200, reply.text
+
+
+def test_the_formats_that_it_advises_are_read() -> None:
+    """PNG, JPEG and so on, in any order; formats of extras may be left out."""
+    advised = re.findall(r"[A-Z]\w+", CODE_TO_ROW["unsupported_format"].advice.removeprefix("Send "))
+
+    assert [name for name in advised if name not in READABLE] == []
+    assert "PNG" in advised
 
 
 def test_exit_statuses() -> None:
