@@ -105,6 +105,10 @@ def test_the_fields() -> None:
     assert set(described) == {quoted(row[0])[0] for row in table("field", "whose")}
 
 
+#: Carried together, as `wire.RunFacts`.
+RUN_FACTS = {"TILES_HEADER", "MODE_HEADER", "WARNINGS_HEADER"}
+
+
 def uses_of(constant: str, role: str) -> Iterator[str]:
     """Yield "sets" and "reads" for what the role's code does with a header."""
     name = rf"wire\.{constant}\b"
@@ -115,6 +119,10 @@ def uses_of(constant: str, role: str) -> Iterator[str]:
         if re.search(rf"{name}(: |\] = |\.lower\(\)\.encode)", code):
             yield "sets"
         if re.search(rf"(get\(|reply, ){name}|{name} in ", code):
+            yield "reads"
+        if constant in RUN_FACTS and ".to_headers()" in code:
+            yield "sets"
+        if constant in RUN_FACTS and "read_run_facts(" in code:
             yield "reads"
 
 

@@ -85,11 +85,8 @@ def test_16_bit_weights_are_read_and_memory_is_given_back(folder: Path) -> None:
 def compile_all(engine: StableDiffusionX4Engine, each: EngineJob) -> None:
     """Run *each* eagerly and wait until its shape is compiled."""
     run(engine, each)
-    kernels = engine._kernels
-    kernels._wanted.put(None)
-    assert kernels._thread is not None
-    kernels._thread.join()
-    assert kernels._ready, kernels.remarks()
+    engine._kernels.settle()
+    assert engine._kernels._ready, engine._kernels.remarks()
 
 
 def test_recorded_kernels_give_the_eager_picture_and_take_every_input(folder: Path) -> None:

@@ -54,7 +54,8 @@ class Kernels:
         self._lock = threading.Lock()
         self._ready: dict[Shape, Predict] = {}
         self._asked: set[Shape] = set()
-        self._wanted: queue.SimpleQueue[tuple[Shape, Sequence[Any]] | None] = queue.SimpleQueue()
+        self._has_failed = False
+        self._wanted: queue.Queue[tuple[Shape, Sequence[Any]] | None] = queue.Queue()
         self._remarks: list[Remark] = []
         self._graph_pool: Any = None
         self._thread: threading.Thread | None = None
@@ -89,15 +90,20 @@ class Kernels:
             told, self._remarks = self._remarks, []
         return told
 
+    def settle(self) -> None:
+        """Wait until all that was asked for is compiled, or has failed; for tests and benchmarks."""
+        self._wanted.join()
+
     def close(self) -> None:
         """Compile nothing more and forget what was compiled; what is being compiled ends by itself."""
-        self._wanted.put(None)
+        if self._thread is not None:
+            self._wanted.put(None)
         self._ready.clear()
         self._graph_pool = None
 
     def _ask_for(self, shape: Shape, *example: Any) -> None:
         """Have *shape* compiled, if it is one to be compiled and nobody has asked; *example*, the inputs of a call."""
-        if self._backend is None or shape in self._asked:
+        if self._backend is None or self._has_failed or shape in self._asked:
             return
         if shape.pixels > MOST_PIXELS or len(self._asked) >= MOST_SHAPES:
             return
@@ -112,13 +118,15 @@ class Kernels:
             shape, example = wanted
             started = time.monotonic()
             try:
-                kernels = self._compile(shape, example)
+                if not self._has_failed:
+                    self._ready[shape] = self._compile(shape, example)
+                    self._tell("kernels_ready", shape=list(shape), seconds=round(time.monotonic() - started, 3))
             except Exception as exc:  # noqa: BLE001  # a compiler fails in many ways; eager kernels do not need it
                 traceback.print_exc()
+                self._has_failed = True
                 self._tell("compile_failed", why=f"{type(exc).__name__}: {exc}"[:500])
-                return
-            self._ready[shape] = kernels
-            self._tell("kernels_ready", shape=list(shape), seconds=round(time.monotonic() - started, 3))
+            finally:
+                self._wanted.task_done()
 
     def _compile(self, shape: Shape, example: Sequence[Any]) -> Predict:
         """Compile for *shape*, by one call."""

@@ -33,15 +33,8 @@ def compiling(folder: Path, *, rows: tuple[int, ...] = (1,), compiler: str = "ao
     kernels = engine._kernels
     yield engine
     engine.close()
-    finish(kernels)
-
-
-def finish(kernels: Kernels) -> None:
-    """Wait for what is being compiled."""
-    kernels._wanted.put(None)
     if kernels._thread is not None:
         kernels._thread.join()
-        kernels._thread = None
 
 
 def remarks(events: list[EngineEvent]) -> list[str]:
@@ -74,7 +67,7 @@ def test_the_first_jobs_are_eager_and_later_ones_compiled(
         compiled.step()
         kernels = compiled._kernels
         gate()
-        finish(kernels)
+        kernels.settle()
         begun, later = run(compiled), run(compiled, replace(each, job_id="later"))
         told = [event for event in [*begun, *later] if isinstance(event, Remark)]
 
@@ -105,7 +98,7 @@ def test_compiled_answers_are_the_eager_ones(tiny_folder: Path) -> None:
                     for _ in range(2)
                 ]
                 kernels.run(shape, *inputs[0], compiled=True)  # asks for it
-                finish(kernels)
+                kernels.settle()
                 assert kernels.is_compiled(shape)
                 for each in inputs:
                     expected = kernels.eager(ways, *each)
@@ -118,7 +111,7 @@ def test_a_compiler_that_fails_is_told_once_and_everything_stays_eager(tiny_fold
     with compiling(tiny_folder, compiler="no_such_compiler") as engine:
         first = run(engine, job(steps=1))
         kernels = engine._kernels
-        finish(kernels)
+        kernels.settle()
         later = run(engine, job("b", picture(100, 40), steps=1))
 
     assert remarks([*first, *later]) == ["compile_failed"]
@@ -133,7 +126,7 @@ def test_strict_jobs_of_different_kernels_share_no_batch(tiny_folder: Path, gate
         engine.admit(before)
         engine.step()
         gate()
-        finish(engine._kernels)
+        engine._kernels.settle()
         engine.admit(after)
         mixed = run(engine)
         alone = run(engine, after)
