@@ -1,8 +1,8 @@
 """BMP, HEIC and JPEG XL: formats that libvips' wheel does not read.
 
 The HEIC files beside this one were made with pillow-heif 1.8.1, whose wheel holds an encoder that ours must not: ramps
-of 48 x 32 in 4:4:4 and full quality; one in Display P3 with an orientation in EXIF alone, one with alpha 255 and 90, one
-in 10 bits, one grey.
+of 48 x 32 in 4:4:4 and full quality; one in Display P3 with an orientation in EXIF alone, one with alpha 255 and 90,
+one in 10 bits, one grey.
 """
 
 import importlib.util
