@@ -113,6 +113,21 @@ def test_a_jpeg_xl_keeps_depth_grey_and_transparency(tmp_path: Path, dtype: Any,
         assert np.array_equal(np.array(recipe.alpha.read())[..., 0], pixels[..., -1])
 
 
+@pytest.mark.parametrize("profile", ["sRGB", "P3"])
+def test_a_lossy_jpeg_xl_looks_as_what_was_encoded(tmp_path: Path, upscaling, colours, profile: str) -> None:
+    """Its decoder gives another space than it was encoded from: light itself, for a profile that it cannot compute."""
+    pixels = np.clip(ramps(), 60, 190)
+    icc = colours.srgb_profile() if profile == "sRGB" else colours.rgb_profile("P3")
+    pyjpegxl = pytest.importorskip("pyjpegxl", reason="needs the [jxl] extra")
+    (tmp_path / "a.jxl").write_bytes(pyjpegxl.encode_from_numpy(pixels, quality=0.2, icc=icc))
+    upscaling.upscale(tmp_path / "a.jxl", tmp_path / "out.png")
+
+    truth = Image.fromarray(upscaling.enlarged(pixels))
+    truth.info["icc_profile"] = icc
+    with Image.open(tmp_path / "out.png") as result:
+        assert colours.delta_e_2000(colours.as_srgb(result), colours.as_srgb(truth)).mean() < 1.0
+
+
 @pytest.mark.parametrize(
     ("head", "extra"), [(b"\xff\x0a" + bytes(40), "jxl"), (b"\0\0\0\x18ftypheic" + bytes(40), "heic")]
 )
