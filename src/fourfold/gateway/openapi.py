@@ -285,6 +285,10 @@ def _fidelity() -> dict[str, Any]:
             "oriented": _nullable(_integer(description="The orientation tag that was applied")),
             "profile": _nullable(_text(description="The embedded profile's name")),
             "colour": _text(enum=["unchanged", "through sRGB and back", "converted to sRGB"]),
+            "clipped_share": {
+                "type": "number",
+                "description": "Of the pixels, 0 to 1: their colours are outside sRGB and became the nearest in it",
+            },
             "alpha": _text(enum=["none", "opaque", "soft", "hard", "flattened"]),
             "padded_px": _integer(description="Wrapped around the image for the model, and cropped again"),
             "mode": _nullable(

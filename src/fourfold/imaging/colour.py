@@ -4,6 +4,7 @@ Relative colorimetric with black point compensation, both ways: what both spaces
 What only the picture's own space has is brought to the border of sRGB, as the models know nothing else.
 """
 
+import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,10 @@ _SAME_LEVELS: Final = 1.0
 #: Rec. 709: sum 1, so that a neutral pixel stays as it is.
 _LUMA: Final = (0.2126, 0.7152, 0.0722)
 _PROFILE_BYTES: Final = 4 * 2**20
+_LOOKED_AT: Final = 1_000_000
+#: Light of a channel, 0 .. 1, that is two of 255 levels beyond sRGB's ends; less is rounding.
+_BELOW: Final = -2 / 255 / 12.92
+_ABOVE: Final = 1 + 2 / 255 * 2.27
 
 
 def bits(image: Any) -> int:
@@ -83,6 +88,25 @@ def from_srgb(image: Any, profile: Path) -> Any:
     """Return the sRGB or grey *image* converted to *profile*, at its own depth."""
     depth = bits(image)
     return image.icc_transform(str(profile), input_profile="srgb", embedded=False, depth=depth, **_HOW)
+
+
+def share_outside(image: Any) -> float:
+    """Return the share of the pixels of *image*, 0 .. 1, whose colours by its profile sRGB does not have.
+
+    Looked at in pixels spread evenly over the picture, a million at most.
+    """
+    kind = space(image)
+    if kind not in ("rgb", "cmyk") or not image.get_typeof("icc-profile-data"):
+        return 0.0
+    every = max(1, math.ceil(math.sqrt(image.width * image.height / _LOOKED_AT)))
+    plain = image.extract_band(0, n=3 if kind == "rgb" else 4).copy(interpretation=image.interpretation)
+    sample = plain.subsample(every, every).copy(interpretation=image.interpretation)
+    try:
+        linear = sample.icc_import(embedded=True, pcs="lab", **_HOW).colourspace("scrgb").numpy()
+    except pyvips.Error:
+        return 0.0
+    outside = (linear.min(axis=-1) < _BELOW) | (linear.max(axis=-1) > _ABOVE)
+    return float(outside.mean())
 
 
 def to_grey(image: Any) -> Any:

@@ -16,11 +16,13 @@ import pyvips
 from numpy.typing import NDArray
 
 from fourfold.errors import InvalidImageError, UnsupportedFormatError
-from fourfold.imaging import described, exif
+from fourfold.imaging import colour, described, exif
 from fourfold.imaging.values import Header
 
 _HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _BRAND_BYTES: Final = 4
+#: In the name that libjxl gives to a profile of its own making, where samples are light itself.
+_LINEAR: Final = "_Lin"
 _SDR_NITS: Final = 255.0  #: libjxl's brightness of white where a picture is no HDR
 #: Extra -> the package that it installs, by the name that is imported.
 _PACKAGES: Final = {"heic": "pi_heif", "jxl": "pyjpegxl"}
@@ -177,8 +179,28 @@ def _decode_jxl(path: Path) -> _Decoded:
 
     pyjpegxl.set_num_threads(1)
     bits = _jxl_header(path).bits
-    facts, pixels = pyjpegxl.decode_to_numpy(path.read_bytes(), dtype=f"uint{bits}")
-    return _Decoded(pixels, facts.icc_profile, facts.exif, facts.xmp)
+    data = path.read_bytes()
+    facts, pixels = pyjpegxl.decode_to_numpy(data, dtype=f"uint{bits}")
+    profile = facts.icc_profile
+    if profile and _LINEAR in colour.profile_name(profile):
+        # A lossy picture whose own space libjxl cannot compute comes as light, which 8 bits are far too few for.
+        pixels = _from_light(pyjpegxl.decode_to_numpy(data, dtype="uint16")[1], profile, bits)
+        profile = None
+    return _Decoded(pixels, profile, facts.exif, facts.xmp)
+
+
+def _from_light(pixels: NDArray[Any], profile: bytes, bits: int) -> NDArray[Any]:
+    """Return ``[h, w, n]`` samples of *profile* as sRGB of *bits* bits."""
+    bands = pixels.shape[2]
+    image = pyvips.Image.new_from_array(np.ascontiguousarray(pixels))
+    mask = colour.at_depth(image.extract_band(bands - 1), bits) if bands in (2, 4) else None
+    colours = image.extract_band(0, n=bands - (mask is not None)).copy(
+        interpretation="rgb16" if bands > 2 else "grey16"
+    )
+    colours.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
+    colours, _ = colour.to_srgb(colours, bits)
+    made: NDArray[Any] = (colours if mask is None else colours.bandjoin(mask)).numpy()
+    return made
 
 
 def _prefixed(block: bytes | None) -> bytes | None:

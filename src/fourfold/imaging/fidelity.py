@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from fourfold.imaging.recipe import Recipe
+
+#: Of the pixels; fewer with colours outside sRGB are not worth a word.
+_TOLD: Final = 0.0001
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Fidelity:
     oriented: int | None = None  #: the orientation tag that was applied, None where the picture was upright
     profile: str | None = None  #: the embedded profile's name
     colour: str = "unchanged"  #: "unchanged" | "through sRGB and back" | "converted to sRGB"
+    clipped_share: float = 0.0  #: of the pixels: their colours are outside sRGB and became the nearest in it
     alpha: str = "none"  #: none | opaque (dropped) | soft | hard | flattened
     padded_px: int = 0  #: repeated around the picture for the model, and cropped again
     mode: str | None = None  #: of a diffusion model: exact, or fast, which is another picture
@@ -81,6 +85,11 @@ def describe(
     elif recipe.converts:
         colour = "through sRGB and back"
     warnings = [*intake.warnings, *written.warnings]
+    if intake.clipped >= _TOLD:
+        share = f"{intake.clipped:.1%}" if intake.clipped >= 0.001 else "less than 0.1%"
+        warnings.append(
+            f"{share} of the pixels had colours outside sRGB, which no model knows; they became the nearest in it"
+        )
     if intake.frames > 1:
         warnings.append(f"only the first of {intake.frames} frames was upscaled")
     if intake.bits > written.bits:
@@ -94,6 +103,7 @@ def describe(
         oriented=intake.orientation if intake.orientation != 1 else None,
         profile=intake.profile,
         colour=colour,
+        clipped_share=round(intake.clipped, 5),
         alpha=alpha,
         padded_px=recipe.wrap_px,
         mode=mode if isinstance(mode, str) else None,

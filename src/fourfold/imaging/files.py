@@ -1,5 +1,6 @@
 """The operations of a codec process: from file to file, in bounded memory."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,7 +9,7 @@ import pyvips
 from numpy.typing import NDArray
 
 from fourfold.errors import BadResultError, ImageTooLargeError, InvalidImageError, UnsupportedFormatError
-from fourfold.imaging import containers, formats, measure, splice, writing
+from fourfold.imaging import colour, containers, formats, measure, splice, writing
 from fourfold.imaging.canonical import Working, from_canonical, to_canonical
 from fourfold.imaging.canvas import Canvas
 from fourfold.imaging.fidelity import Measures, Written
@@ -130,6 +131,10 @@ def _canonical(source: Path, limits: Limits, working: Working) -> tuple[Any, str
     try:
         picture, warnings = formats.open_picture(source, header.format)
         image, recipe = to_canonical(picture, header, working, warnings)
+        if recipe.converts or recipe.intake.colour == "cmyk":
+            # From the file once more: what converts it reads it once, from top to bottom.
+            share = colour.share_outside(formats.open_picture(source, header.format)[0])
+            recipe = replace(recipe, intake=replace(recipe.intake, clipped=share))
     except pyvips.Error as exc:
         writing.raise_for(exc)
     return image, header.format, recipe

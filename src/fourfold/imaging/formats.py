@@ -7,7 +7,7 @@ from typing import Any, Final, NoReturn
 import pyvips
 
 from fourfold.errors import ImageTooLargeError, InvalidImageError, UnsupportedFormatError
-from fourfold.imaging import containers, described, exif, extras
+from fourfold.imaging import containers, described, exif, extras, tiff_exif
 from fourfold.imaging.values import Header, Limits
 
 READABLE: Final = "PNG, JPEG, WebP, GIF, TIFF, AVIF or BMP"
@@ -91,6 +91,10 @@ def open_picture(path: Path, kind: str) -> tuple[Any, tuple[str, ...]]:
         image, lost = _without_extra_bands(image, containers.tiff_extra_samples(path))
         if lost:
             warnings.append(f"{lost} bands that are neither colour nor transparency were left out")
+        block = tiff_exif.extract(path)
+        if block is not None:
+            image = image.copy()
+            image.set_type(pyvips.GValue.blob_type, "exif-data", block)
     if profile is not None:
         image = image.copy()
         image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)

@@ -12,13 +12,13 @@ from fourfold.imaging.recipe import Recipe
 
 _FIELDS: Final = {"exif": "exif-data", "xmp": "xmp-data", "iptc": "iptc-data"}
 _MOST_BYTES: Final = 4 * 2**20
-#: What each format can carry, as far as libvips writes it.
+#: What each format can carry, as far as libvips or we write it.
 _CARRIES: Final = {
     "png": ("exif", "xmp", "iptc"),
     "jpeg": ("exif", "xmp", "iptc"),
     "webp": ("exif", "xmp"),
     "avif": ("exif", "xmp"),
-    "tiff": ("xmp", "iptc"),
+    "tiff": ("exif", "xmp", "iptc"),
 }
 #: An APP1 of a JPEG holds no more.
 _JPEG_BYTES: Final = 65_000

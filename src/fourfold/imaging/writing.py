@@ -6,7 +6,7 @@ from typing import Any, Final, NoReturn
 import pyvips
 
 from fourfold.errors import StorageFullError
-from fourfold.imaging import colour, formats, metadata, splice
+from fourfold.imaging import colour, formats, metadata, splice, tiff_exif
 from fourfold.imaging.fidelity import Written
 from fourfold.imaging.options import OutputOptions
 from fourfold.imaging.recipe import Recipe
@@ -37,6 +37,8 @@ def save_result(image: Any, recipe: Recipe, target: Path, options: OutputOptions
         interpretation = "b-w" if image.interpretation == "grey16" else "srgb"
         image = colour.at_depth(image, 8).copy(interpretation=interpretation)
     blocks = metadata.chosen(recipe, options, image.width, image.height)
+    if kind == "tiff" and _needs_bigtiff(image):
+        blocks.pop("exif", None)
     image = metadata.attach(image, blocks, kind=kind)
     if recipe.profile is not None:
         image.set_type(pyvips.GValue.blob_type, "icc-profile-data", recipe.profile.read_bytes())
@@ -54,6 +56,8 @@ def save_result(image: Any, recipe: Recipe, target: Path, options: OutputOptions
         bare.unlink()
     else:
         _save(image, saver, target, arguments)
+        if kind == "tiff" and "exif" in blocks:
+            _insert_exif(target, blocks["exif"])
     if options.metadata != "strip":
         lost = [name for name in recipe.metadata if name not in blocks and options.metadata != "copyright"]
         warnings += [
@@ -85,10 +89,23 @@ def _arguments(options: OutputOptions, bits: int) -> tuple[str, dict[str, Any]]:
     return "pngsave", dict(_PNG_RESULT)
 
 
+def _needs_bigtiff(image: Any) -> bool:
+    """Classic TIFF ends at 4 GB; deflated noise is no smaller than itself."""
+    size: int = image.width * image.height * image.bands * (colour.bits(image) // 8)
+    return size > 3 * 2**30
+
+
+def _insert_exif(target: Path, block: bytes) -> None:
+    try:
+        tiff_exif.insert(target, block)
+    except OSError as exc:
+        target.unlink(missing_ok=True)
+        raise StorageFullError(f"the result cannot be kept: {exc.strerror}; try again later") from exc
+
+
 def _save(image: Any, saver: str, target: Path, arguments: dict[str, Any]) -> None:
     if saver == "tiffsave":
-        # Classic TIFF ends at 4 GB; deflated noise is no smaller than itself.
-        arguments["bigtiff"] = image.width * image.height * image.bands * (colour.bits(image) // 8) > 3 * 2**30
+        arguments["bigtiff"] = _needs_bigtiff(image)
     try:
         getattr(image, saver)(str(target), **arguments)
     except pyvips.Error as exc:

@@ -1,7 +1,8 @@
 """BMP, HEIC and JPEG XL: formats that libvips' wheel does not read.
 
-The HEIC files beside this one were made with pillow-heif 1.8.1, whose wheel holds an encoder that ours must not: waves of
-48 x 32 in 4:4:4 and full quality, in Display P3 with an orientation in EXIF alone; with alpha 255 and 90; in 10 bits; grey.
+The HEIC files beside this one were made with pillow-heif 1.8.1, whose wheel holds an encoder that ours must not: ramps
+of 48 x 32 in 4:4:4 and full quality; one in Display P3 with an orientation in EXIF alone, one with alpha 255 and 90,
+one in 10 bits, one grey.
 """
 
 import importlib.util
@@ -110,6 +111,21 @@ def test_a_jpeg_xl_keeps_depth_grey_and_transparency(tmp_path: Path, dtype: Any,
         assert np.array_equal(made, pixels)
     if recipe.alpha is not None:
         assert np.array_equal(np.array(recipe.alpha.read())[..., 0], pixels[..., -1])
+
+
+@pytest.mark.parametrize("profile", ["sRGB", "P3"])
+def test_a_lossy_jpeg_xl_looks_as_what_was_encoded(tmp_path: Path, upscaling, colours, profile: str) -> None:
+    """Its decoder gives another space than it was encoded from: light itself, for a profile that it cannot compute."""
+    pixels = np.clip(ramps(), 60, 190)
+    icc = colours.srgb_profile() if profile == "sRGB" else colours.rgb_profile("P3")
+    pyjpegxl = pytest.importorskip("pyjpegxl", reason="needs the [jxl] extra")
+    (tmp_path / "a.jxl").write_bytes(pyjpegxl.encode_from_numpy(pixels, quality=0.2, icc=icc))
+    upscaling.upscale(tmp_path / "a.jxl", tmp_path / "out.png")
+
+    truth = Image.fromarray(upscaling.enlarged(pixels))
+    truth.info["icc_profile"] = icc
+    with Image.open(tmp_path / "out.png") as result:
+        assert colours.delta_e_2000(colours.as_srgb(result), colours.as_srgb(truth)).mean() < 1.0
 
 
 @pytest.mark.parametrize(
