@@ -23,6 +23,7 @@ FAULTS = [
     "garbage",
     "half",
     "wrong-size",
+    "blank",
     "odd-seed",
     "oversize",
     "bad-token",

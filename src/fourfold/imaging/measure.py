@@ -8,6 +8,7 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
+from fourfold.errors import BadResultError
 from fourfold.imaging import resample
 from fourfold.imaging.canvas import Canvas
 from fourfold.imaging.fidelity import Measures
@@ -21,6 +22,10 @@ _BEST_DB: Final = 99.0
 _LUMA: Final = np.array([0.2126, 0.7152, 0.0722], np.float32)
 #: Of 255: a bicubic enlargement with less structure than this is flat, and a ratio to it says nothing.
 _FLAT: Final = 0.05
+#: Levels of 255. A result is blank where it has no more contrast than this ...
+_BLANK_CONTRAST: Final = 1.0
+#: ... the input has more than this, and the result's one colour is farther than this from the input's mean.
+_PLAIN_CONTRAST: Final = 32.0
 
 
 class Rows(Protocol):
@@ -57,28 +62,54 @@ class ImageRows:
 
 
 def measure(original: Canvas, result: Rows) -> Measures:
-    """Compare *result* with the picture four times smaller that it was made of, reading all of it."""
+    """Compare *result* with the picture four times smaller that it was made of, reading all of it.
+
+    Raises: BadResultError if *result* is one plain colour that is not the picture's, as a failed model leaves it.
+    """
     strip = max(1, _STRIP_PIXELS // (result.width * SCALE))
     tops = range(0, original.height, strip)
     every = max(1, math.ceil(result.width * result.height / _DETAIL_PIXELS))
     cubic = resample.cubic_weights()
     error, ours, theirs, seen = 0.0, 0.0, 0.0, 0
+    colour: Floats | None = None
+    is_blank = True
     bits = 8
     for number, top in enumerate(tops):
         bottom = min(top + strip, original.height)
         large = result.rows(top * SCALE, bottom * SCALE)
         bits = 8 * large.dtype.itemsize
-        small = original.rows(top, bottom)
-        difference = _averaged(large) - _levels(small)
+        averaged = _averaged(large)
+        colour = averaged[0, 0] if colour is None else colour
+        is_blank = is_blank and float(np.abs(averaged - colour).max()) <= _BLANK_CONTRAST
+        difference = averaged - _levels(original.rows(top, bottom))
         error += float(np.square(difference).sum(dtype=np.float64))
         if number % every == every // 2 or len(tops) <= every // 2:
             ours += _structure(_luma(large))
             theirs += _structure(_bicubic(_around(original, top, bottom), cubic))
             seen += large.shape[0] * large.shape[1]
+    if is_blank and colour is not None:
+        _refuse_blank(original, colour)
     mean = error / (original.width * original.height * 3)
     psnr = min(_BEST_DB, 10 * math.log10(255**2 / mean)) if mean > 0 else _BEST_DB
     is_flat = seen == 0 or theirs / seen < _FLAT
     return Measures(lr_psnr_db=psnr, detail_ratio=None if is_flat else ours / theirs, bits=bits)
+
+
+def _refuse_blank(original: Canvas, colour: Floats) -> None:
+    """Raise BadResultError if *original* is no picture of whose upscale only *colour* could be left.
+
+    Args: *colour*, ``float32[3]``, 0 .. 255.
+    """
+    low, high, total = np.full(3, np.inf), np.full(3, -np.inf), np.zeros(3)
+    strip = max(1, _STRIP_PIXELS // original.width)
+    for top in range(0, original.height, strip):
+        small = _levels(original.rows(top, min(top + strip, original.height))).reshape(-1, 3)
+        low, high = np.minimum(low, small.min(axis=0)), np.maximum(high, small.max(axis=0))
+        total += small.sum(axis=0, dtype=np.float64)
+    contrast = float((high - low).max())
+    distance = float(np.abs(total / (original.width * original.height) - colour).max())
+    if contrast > _PLAIN_CONTRAST and distance > _PLAIN_CONTRAST:
+        raise BadResultError(f"expected an upscale of the picture, got one plain colour, {distance:.0f} levels from it")
 
 
 def as_canvas(image: Any, path: Path) -> Canvas:

@@ -25,6 +25,7 @@ Behaviour = Literal[
     "garbage",  #: 200, and no picture
     "half",  #: the first half of a PNG, as if it were whole
     "wrong-size",
+    "blank",  #: as large as it must be, and all black
     "slow",  #: a byte at a time
     "oversize",  #: announces more bytes than anybody takes
     "elsewhere",  #: names an address on another host
@@ -84,6 +85,12 @@ def enlarge(image: bytes, factor: int) -> bytes:
     """Return *image* with each pixel repeated, as a PNG."""
     picture = pyvips.Image.new_from_buffer(image, "")
     return bytes(picture.zoom(factor, factor).pngsave_buffer(compression=1))
+
+
+def blank(image: bytes, factor: int) -> bytes:
+    """Return a black PNG, *factor* times as large as *image*."""
+    picture = pyvips.Image.new_from_buffer(image, "")
+    return bytes(pyvips.Image.black(picture.width * factor, picture.height * factor, bands=3).pngsave_buffer())
 
 
 def read_parts(body: bytes, content_type: str) -> list[tuple[str, bytes]]:

@@ -28,6 +28,7 @@ from fourfold.testing.fake_jobs import (
     ReceivedJob,
     Style,
     answer,
+    blank,
     enlarge,
     read_body,
     read_parts,
@@ -203,6 +204,8 @@ class FakeOrchestrator:
         png = await asyncio.to_thread(enlarge, job.image, 3 if job.behaviour == "wrong-size" else 4)
         if job.behaviour == "garbage":
             png = b"<html>not a picture</html>"
+        elif job.behaviour == "blank":
+            png = await asyncio.to_thread(blank, job.image, 4)
         elif job.behaviour == "half":
             png = png[: len(png) // 2]
         seed = -7 if job.behaviour == "odd-seed" else int(job.fields.get("seed", "0"))
