@@ -74,7 +74,13 @@ class Kernels:
             return self.eager(shape.ways, sample, embedding, text)
         if self._is_gpu and not isinstance(kernels, Recorded):
             del self._ready[shape]  # for good, if recording fails
-            kernels = self._ready[shape] = Recorded(kernels, sample, embedding, text, pool=self._graph_pool)
+            try:
+                kernels = self._ready[shape] = Recorded(kernels, sample, embedding, text, pool=self._graph_pool)
+            except torch.OutOfMemoryError:
+                raise  # the step is tried again in less
+            except RuntimeError as exc:
+                self._tell("compile_failed", why=f"recording {list(shape)}: {exc}"[:500])
+                return self.eager(shape.ways, sample, embedding, text)
             self._graph_pool = kernels.pool
         return kernels(sample, embedding, text)
 

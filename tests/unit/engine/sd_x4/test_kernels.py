@@ -149,3 +149,24 @@ def test_nothing_is_compiled_unless_asked_for_or_beyond_a_bound(
         assert large._kernels._thread is None
     monkeypatch.setattr(sd_x4_kernels, "MOST_SHAPES", 0)
     assert any(isinstance(event, JobDone) for event in events)
+
+
+def test_kernels_that_cannot_be_recorded_are_not_used(
+    tiny_folder: Path, engine: StableDiffusionX4Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU compiled kernels are recorded; where that fails the job goes on with eager ones, and it is told."""
+    expected = pixels(run(engine, job(steps=2)))
+    with compiling(tiny_folder) as other:
+        kernels, shape = other._kernels, sd_x4_kernels.Shape(1, 2, 64, 64)
+        kernels._ready[shape] = lambda *_: pytest.fail("they are not recorded")
+        monkeypatch.setattr(kernels, "_is_gpu", True)
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        monkeypatch.setattr(sd_x4_kernels, "Recorded", type("Refusing", (), {"__new__": refuse}))
+        monkeypatch.setattr(kernels, "_backend", None)
+        events = run(other, job(steps=2))
+
+    assert remarks(events) == ["compile_failed"]
+    assert np.array_equal(pixels(events), expected)
