@@ -361,7 +361,8 @@ def _form() -> dict[str, Any]:
         "tileable": {
             "type": "boolean",
             "default": False,
-            "description": "The image fits to itself, and is to fit afterwards; its wrapped edges are paid for as well",
+            "description": "The image fits to itself, and is to fit afterwards; the fee counts the edges that are "
+            "wrapped around it as well: fidelity.padded_px pixels on every side",
         },
     }
     return _object(fields, required=["image"])
