@@ -15,6 +15,9 @@ pip install --upgrade pip
 if [ "${1:-}" = --dev ]; then
   echo "installing what checks and tests need into .venv"
   pip install --editable '.[diffusion,heic,jxl]' --group dev
+  # Without torchvision, which spandrel asks for: there is no build of it for every torch, and what we use of spandrel
+  # does not need it (src/fourfold/engine/network_torch.py).
+  pip install --no-deps spandrel einops
 else
   echo "installing Fourfold into .venv: about 210 MB to download the first time"
   pip install --editable .

@@ -94,6 +94,15 @@ class OrchestratorSettings(Section):
     limits: LimitSettings = LimitSettings()
 
 
+class NetworkSettings(Section):
+    """A network of the operator's own: a .safetensors file that spandrel knows."""
+
+    path: Path = Field(description="The file")
+    sha256: str = Field(pattern=r"^[0-9a-fA-F]{64}$", description="Of its content; anything else is refused")
+    licence: str = Field("unknown", description="Of its weights, as clients are told it")
+    margin_px: int | None = Field(None, ge=0, le=1024, description="Context of a tile, input pixels; none: 96")
+
+
 class WorkerSettings(Section):
     """The role that holds models. Also honours AUTH_TOKEN, PIPELINE, MODEL_ID, HOST and PORT, as Livepeer's does."""
 
@@ -104,6 +113,11 @@ class WorkerSettings(Section):
     models: tuple[str, ...] = Field((), description="Models to offer; empty: all that this installation can load")
     warm: tuple[str, ...] | None = Field(None, description="Models loaded at start and kept; none: the first offered")
     model_paths: dict[str, Path] = Field({}, description="model_id -> folder with its files; else the hub's cache")
+    networks: dict[str, NetworkSettings] = Field(
+        {},
+        description="model_id -> a network of your own: `{path, sha256, licence, margin_px}`, the last two optional; "
+        "path: a .safetensors file that spandrel knows",
+    )
     auth_token: SecretStr | None = Field(None, description="Bearer token that callers must send")
     device: str = Field(
         "auto",

@@ -27,6 +27,7 @@ from fourfold.cli.report import Report, tell_done
 from fourfold.cli.text import printable
 from fourfold.cli.through import upscaling_through
 from fourfold.cli.wishes import Wishes
+from fourfold.compose.common import own_networks
 from fourfold.config import Settings
 from fourfold.engine import registry
 from fourfold.errors import InvalidParameterError, NotFoundError
@@ -98,7 +99,7 @@ def upscale(
     set_up_logging("cli", level="error", style=settings.log.format)
     model_id = registry.resolve_alias(model) if model else None
     if gateway is None:
-        model_id = registry.card(model_id or registry.DEFAULT_MODEL).model_id
+        model_id = registry.card(model_id or registry.DEFAULT_MODEL, own_networks(settings.worker)).model_id
     order = _Order(
         settings=settings,
         wishes=Wishes(prompt, seed, wanted, tileable),

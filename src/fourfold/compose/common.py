@@ -5,11 +5,13 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Final
 
+from fourfold.config import WorkerSettings
 from fourfold.engine import registry
 from fourfold.engine.base import EngineCard
+from fourfold.engine.networks import LocalNetwork, Networks
+from fourfold.errors import ConfigError
 from fourfold.results.base import ResultStore
 
 log = logging.getLogger(__name__)
@@ -26,15 +28,28 @@ async def load(*modules: str) -> None:
         await asyncio.to_thread(import_module, module)
 
 
-def loadable_cards(paths: Mapping[str, Path]) -> Mapping[str, EngineCard]:
-    """Return the models that this installation can load, the default first.
+def loadable_cards(settings: WorkerSettings) -> Mapping[str, EngineCard]:
+    """Return the models that a worker with *settings* can load here, the default first, its own networks last.
 
-    Args: *paths*, model_id -> folder, for models whose files do not come inside a package.
+    Raises: ConfigError if a network has the id of a known model.
     """
+    paths, networks = settings.model_paths, own_networks(settings)
+    ids = (*registry.cards(), *networks)
     return {
-        model_id: card
-        for model_id, card in registry.cards().items()
-        if registry.why_not_loadable(model_id, paths) is None
+        model_id: registry.card(model_id, networks)
+        for model_id in ids
+        if registry.why_not_loadable(model_id, paths, networks) is None
+    }
+
+
+def own_networks(settings: WorkerSettings) -> Networks:
+    """Return the networks that *settings* name. Raises: ConfigError if one has the id of a known model."""
+    taken = sorted(settings.networks.keys() & registry.cards().keys())
+    if taken:
+        raise ConfigError(f"worker.networks: {taken[0]!r} is the id of another model; call it local/NAME")
+    return {
+        model_id: LocalNetwork(network.path, network.sha256, network.licence, network.margin_px)
+        for model_id, network in settings.networks.items()
     }
 
 

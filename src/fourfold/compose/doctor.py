@@ -54,7 +54,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _port("orchestrator", settings.orchestrator.host, settings.orchestrator.port)
     yield _disk(settings.data_dir)
     yield _offers(settings)
-    for card in loadable_cards(settings.worker.model_paths).values():
+    for card in loadable_cards(settings.worker).values():
         yield _weights(card)
     yield _safety(settings.worker.safety_checker)
 
@@ -88,7 +88,7 @@ def _memory(settings: Settings) -> Iterator[Finding]:
         yield Finding("memory", Verdict.FAIL, found, "lower worker.memory_bytes")
     else:
         yield Finding("memory", Verdict.OK, found)
-    for card in loadable_cards(settings.worker.model_paths).values():
+    for card in loadable_cards(settings.worker).values():
         needed = card.peak_bytes((card.core_px + 2 * card.margin_px) ** 2)
         if needed > budget:
             advice = "raise worker.memory_bytes, or leave the model out of worker.models"
@@ -150,7 +150,7 @@ def _torch(wanted: str) -> Iterator[Finding]:
 
 def _offers(settings: Settings) -> Finding:
     try:
-        models = sold_models(settings.orchestrator.models, settings.worker.model_paths)
+        models = sold_models(settings.orchestrator.models, settings.worker)
         worker_cards(settings.worker)
     except ConfigError as exc:
         return Finding("models", Verdict.FAIL, exc.message, "put it right, else nothing starts")

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fourfold.compose.common import loadable_cards
+from fourfold.compose.common import loadable_cards, own_networks
 from fourfold.config import WorkerSettings
 from fourfold.engine import registry
 from fourfold.engine.base import EngineCard
 from fourfold.engine.hub_pins import Pin, pins
+from fourfold.engine.networks import LocalNetwork
 from fourfold.engine.weights import locate
 from fourfold.errors import ModelUnavailableError
 
@@ -26,7 +27,7 @@ class Item:
     guided_by_prompt: bool
     weights_licence: str
     installed: bool  #: whether it can be loaded here
-    source: str  #: package, hub, folder or none
+    source: str  #: package, hub, folder, file or none
     size: int | None  #: bytes of its files; None where they are not here
     revision: str | None = None  #: of a pulled one, as it was asked for
     commit: str | None = None  #: what that was
@@ -40,9 +41,10 @@ class Item:
 def inventory(settings: WorkerSettings) -> list[Item]:
     """Return every model that is known here, and what else was pulled, as the safety checker."""
     pulled = {pin.model_id: pin for pin in pins()} if importlib.util.find_spec("huggingface_hub") else {}
-    loadable = loadable_cards(settings.model_paths)
+    loadable = loadable_cards(settings)
     known = registry.cards()
     items = [_known(card, card.model_id in loadable, settings.model_paths, pulled) for card in known.values()]
+    items += [_own(model_id, network, loadable.get(model_id)) for model_id, network in own_networks(settings).items()]
     return items + [
         Item(pin.model_id, (), "pulled; no model to ask for", None, False, pin.licence, True, "hub", pin.size)
         for pin in pulled.values()
@@ -74,6 +76,14 @@ def _known(card: EngineCard, installed: bool, paths: Mapping[str, Path], pulled:
         pin.revision if pin else None,
         pin.commit if pin else None,
     )
+
+
+def _own(model_id: str, network: LocalNetwork, card: EngineCard | None) -> Item:
+    if card is None:
+        why = registry.why_not_loadable(model_id, networks={model_id: network})
+        return Item(model_id, (), f"not usable: {why}", None, False, network.licence, False, "file", None)
+    size = network.path.stat().st_size
+    return Item(model_id, (), card.title, card.scale, False, card.weights_licence, True, "file", size)
 
 
 def _package_bytes(card: EngineCard) -> int | None:

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 async def run_up(settings: Settings, stop: asyncio.Event, announce: Announce = announce_ready) -> None:
     """Run every role as a process of its own; start again what dies. Shutdown: the gateway first, then the others."""
     sold_models(
-        settings.orchestrator.models, settings.worker.model_paths
+        settings.orchestrator.models, settings.worker
     )  # a wrong file is told here, once, before anything starts
     settings = _with_ports(settings)
     seller = f"https://{reachable(settings.orchestrator.host)}:{settings.orchestrator.port}"

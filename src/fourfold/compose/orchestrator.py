@@ -24,7 +24,7 @@ async def run_orchestrator(settings: Settings, stop: asyncio.Event, announce: An
     """Serve gateways. Shutdown: refuse new jobs, finish the open ones, then the worker."""
     ours = settings.orchestrator
     folder = settings.data_dir / "orchestrator"
-    models = sold_models(ours.models, settings.worker.model_paths)
+    models = sold_models(ours.models, settings.worker)
     metrics = Metrics("orchestrator")
     with listen(ours.host, ours.port) as sock, FolderLock(folder, patience_s=ORPHAN_PATIENCE_S):
         host = (ours.service_addr or "").rpartition(":")[0] or ("localhost" if ours.host in _ANY_HOST else ours.host)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from fourfold.config import Settings, to_json
+from fourfold.config import NetworkSettings, Settings, to_json
 from fourfold.errors import ConfigError
 from fourfold.orchestrator.models import ModelConfig
 from fourfold.processes.role import RoleProcess
@@ -51,7 +51,8 @@ async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics:
             "warm": tuple(dict.fromkeys(model.model_id for model in models if model.warm)),
             "auth_token": SecretStr(token),
             "capacity": capacity,
-            "model_paths": settings.worker.model_paths | {m.model_id: Path(m.path) for m in models if m.path},
+            "model_paths": settings.worker.model_paths | _folders(models),
+            "networks": settings.worker.networks | _networks(models),
         }
     )
     process = RoleProcess(
@@ -63,6 +64,20 @@ async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics:
     )
     async with process:
         yield OwnWorker(process, token, ids, capacity + theirs.queue)
+
+
+def _folders(models: Sequence[ModelConfig]) -> dict[str, Path]:
+    """Return where the models lie that entries name by a folder."""
+    return {model.model_id: Path(model.path) for model in models if model.path and not model.sha256}
+
+
+def _networks(models: Sequence[ModelConfig]) -> dict[str, NetworkSettings]:
+    """Return the networks of the operator's own that entries name by a file and its content."""
+    return {
+        model.model_id: NetworkSettings(path=Path(model.path), sha256=model.sha256)
+        for model in models
+        if model.path and model.sha256
+    }
 
 
 def _check_flags(models: Sequence[ModelConfig]) -> None:

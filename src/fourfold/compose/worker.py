@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from fourfold.compose.common import Announce, drains, load, loadable_cards
+from fourfold.compose.common import Announce, drains, load, loadable_cards, own_networks
 from fourfold.compose.limits import usable_cores, usable_memory_bytes
 from fourfold.config import Settings, WorkerSettings
 from fourfold.engine import registry
@@ -33,14 +33,18 @@ def worker_cards(settings: WorkerSettings) -> Mapping[str, EngineCard]:
     """
     if settings.pipeline != _PIPELINE:
         raise ConfigError(f"worker.pipeline must be {_PIPELINE!r}, got {settings.pipeline!r}")
+    networks = own_networks(settings)
     if settings.model_id:
         wanted: tuple[str, ...] = (settings.model_id,)
     else:
-        wanted = settings.models or tuple(loadable_cards(settings.model_paths))
+        # A network that was named and cannot be had is an error of the settings, not something to leave out.
+        wanted = settings.models or (*loadable_cards(settings), *networks)
     try:
-        return {model_id: registry.card(model_id) for model_id in wanted}
+        return {model_id: registry.card(model_id, networks) for model_id in wanted}
     except UnknownModelError as exc:
         raise ConfigError(f"worker.models: {exc.message}") from exc
+    except ModelUnavailableError as exc:
+        raise ConfigError(f"worker.networks: {exc.message}") from exc
 
 
 def device_limits(settings: WorkerSettings) -> DeviceLimits:
@@ -55,6 +59,7 @@ def device_limits(settings: WorkerSettings) -> DeviceLimits:
         device=settings.device,
         strict=settings.strict,
         model_paths=settings.model_paths,
+        networks=own_networks(settings),
         safety_checker=settings.safety_checker,
     )
 

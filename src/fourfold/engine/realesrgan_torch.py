@@ -7,7 +7,7 @@ level of 8 bits: the sums are the same, their order is not.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -100,24 +100,47 @@ class TorchNetwork:
         return torch.from_numpy(np.array(array)).to(self._device, self._dtype)
 
 
-class TorchRealEsrganEngine:
-    """One network of the family. Its prompt, seed and steps change nothing."""
+class RunsPictures(Protocol):
+    """A network on its device in one number type."""
 
-    def __init__(self, card: EngineCard, *, settings: EngineSettings) -> None:
+    def run(self, picture: torch.Tensor) -> torch.Tensor:
+        """Return ``[n, 3, 4 h, 4 w]`` float32 in 0 .. 1 of ``[n, 3, h, w]`` in 0 .. 1."""
+
+
+class TorchRealEsrganEngine:
+    """One network of the family, or another that makes pictures of pictures. Prompt, seed and steps change nothing."""
+
+    def __init__(
+        self,
+        card: EngineCard,
+        *,
+        settings: EngineSettings,
+        make_network: Callable[[torch.dtype], RunsPictures] | None = None,
+        has_half: bool = True,
+    ) -> None:
         """Load the weights; those of the other number type come with the first job that needs them.
+
+        Args:
+            make_network: makes a network that is not of the family, in a number type; *card* has its memory.
+            has_half: whether the network computes in float16.
 
         Raises:
             ModelUnavailableError: the weights are missing, damaged, or not such a network.
         """
         self._settings = settings
         self._device = torch.device(settings.device)
-        self._card = replace(card, bytes_per_input_pixel=BYTES_PER_PIXEL)
+        self._has_half = has_half
+        self._card = card
         if self._device.type == "cpu":
             torch.set_num_threads(settings.threads)
         self._turns = Turns()
-        param, weights = (read_weights(file) for file in card.weights)
-        self._network = join(read_network(param, weights))
-        self._dtype_to_network: dict[torch.dtype, TorchNetwork] = {}
+        if make_network is None:
+            self._card = replace(card, bytes_per_input_pixel=BYTES_PER_PIXEL)
+            param, weights = (read_weights(file) for file in card.weights)
+            network = join(read_network(param, weights))
+            make_network = lambda dtype: TorchNetwork(network, device=self._device, dtype=dtype)  # noqa: E731
+        self._make_network = make_network
+        self._dtype_to_network: dict[torch.dtype, RunsPictures] = {}
 
     @property
     def card(self) -> EngineCard:
@@ -163,7 +186,7 @@ class TorchRealEsrganEngine:
 
     def _dtype(self, job: EngineJob) -> torch.dtype:
         is_auto = job.precision is Precision.AUTO and self._settings.precision is Precision.AUTO
-        is_half = is_auto and self._device.type != "cpu" and job.image.dtype.itemsize == 1
+        is_half = is_auto and self._has_half and self._device.type != "cpu" and job.image.dtype.itemsize == 1
         return torch.float16 if is_half else torch.float32
 
     def _tiles_a_step(self, tile: Tile) -> int:
@@ -175,7 +198,7 @@ class TorchRealEsrganEngine:
     def _compute(self, job: EngineJob, tiles: Sequence[Tile], dtype: torch.dtype) -> Computation:
         try:
             if dtype not in self._dtype_to_network:
-                self._dtype_to_network[dtype] = TorchNetwork(self._network, device=self._device, dtype=dtype)
+                self._dtype_to_network[dtype] = self._make_network(dtype)
             with torch.inference_mode(), _exact_float32():
                 pixels = self._upscale(job.image, tiles, self._dtype_to_network[dtype])
         except torch.OutOfMemoryError as exc:
@@ -197,7 +220,7 @@ class TorchRealEsrganEngine:
             torch.cuda.empty_cache()
 
     @staticmethod
-    def _upscale(image: Pixels8or16, tiles: Sequence[Tile], network: TorchNetwork) -> list[Pixels8or16]:
+    def _upscale(image: Pixels8or16, tiles: Sequence[Tile], network: RunsPictures) -> list[Pixels8or16]:
         """Return the cores of *tiles*, enlarged."""
         peak = np.float32(np.iinfo(image.dtype).max)
         windows = np.stack([image[t.window.top : t.window.bottom, t.window.left : t.window.right] for t in tiles])

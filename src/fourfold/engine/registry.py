@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from fourfold.engine.base import SCALE, EngineCard, SizeRules, UpscaleEngine, WeightFile
+from fourfold.engine.networks import ENGINE as OWN_NETWORK
+from fourfold.engine.networks import Networks, network_card
 from fourfold.engine.settings import EngineSettings
 from fourfold.errors import ModelUnavailableError, UnknownModelError
 
@@ -187,9 +189,14 @@ def cards() -> Mapping[str, EngineCard]:
     return MappingProxyType({model_id: entry.card for model_id, entry in _ID_TO_ENTRY.items() if entry.is_listed})
 
 
-def card(model_id: str) -> EngineCard:
-    """Return the card of *model_id*; raises UnknownModelError, which lists the known ones."""
-    return _entry(model_id).card
+def card(model_id: str, networks: Networks = MappingProxyType({})) -> EngineCard:
+    """Return the card of *model_id*, one of *networks* or a known one.
+
+    Raises:
+        UnknownModelError: no such model; the message lists the known ones.
+        ModelUnavailableError: it is one of *networks*, and cannot be had.
+    """
+    return _entry_of(model_id, networks).card
 
 
 def resolve_alias(name: str) -> str:
@@ -200,18 +207,21 @@ def resolve_alias(name: str) -> str:
     return name
 
 
-def why_not_loadable(model_id: str, paths: Mapping[str, Path] = MappingProxyType({})) -> str | None:
+def why_not_loadable(
+    model_id: str,
+    paths: Mapping[str, Path] = MappingProxyType({}),
+    networks: Networks = MappingProxyType({}),
+) -> str | None:
     """Return what is missing here to load *model_id*, None where nothing is; nothing is loaded.
 
     Args: *paths*, model_id -> folder, for models whose files do not come inside a package.
 
     Raises: UnknownModelError: no such model; the message lists the known ones.
     """
-    entry = _entry(model_id)
-    if entry.finder is None:
-        return None
     try:
-        _resolve(entry.finder)(model_id, paths)
+        entry = _entry_of(model_id, networks)
+        if entry.finder is not None:
+            _resolve(entry.finder)(model_id, paths)
     except ModelUnavailableError as exc:
         return exc.message
     return None
@@ -235,7 +245,7 @@ def load_engine(model_id: str, *, settings: EngineSettings) -> UpscaleEngine:
         UnknownModelError: no such model; the message lists the known ones.
         ModelUnavailableError: its packages or files are missing, or not the ones that they should be.
     """
-    entry = _entry(model_id)
+    entry = _entry_of(model_id, settings.networks)
     if entry.finder is not None:
         _resolve(entry.finder)(model_id, settings.model_paths)  # tells better than an import error what is missing
     is_gpu = entry.gpu_engine is not None and settings.device != "cpu"
@@ -250,6 +260,12 @@ def _resolve(text: str) -> Callable[..., Any]:
     module, _, name = text.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
+
+
+def _entry_of(model_id: str, networks: Networks) -> Entry:
+    """Return the entry of an operator's own network or of a known model."""
+    own = networks.get(model_id)
+    return _entry(model_id) if own is None else Entry(network_card(model_id, own), OWN_NETWORK)
 
 
 def _entry(model_id: str) -> Entry:

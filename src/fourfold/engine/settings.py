@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from fourfold.engine.base import Precision
+from fourfold.engine.networks import Networks
 from fourfold.errors import ConfigError
 
 CPU_INFO: Final = Path("/proc/cpuinfo")
@@ -26,6 +27,7 @@ class EngineSettings:
     batch_rows: tuple[int, ...] = (1,)  #: how many rows one network call may have, ascending; a single one is strict
     compiler: str | None = None  #: torch.compile's backend, for engines that have a use for it; None = eager kernels
     model_paths: Mapping[str, Path] = field(default_factory=dict)  #: model_id -> where its files are
+    networks: Networks = field(default_factory=dict)  #: model_id -> an operator's own network
 
     def __post_init__(self) -> None:
         if self.threads < 1:

@@ -21,6 +21,8 @@ ANY_GATEWAY: Final = "default"
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z")
 _STRING_PRICE: Final = re.compile(r"\s*([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*\Z")
+_SHA256: Final = re.compile(r"[0-9a-fA-F]{64}\Z")
+_NETWORK_SUFFIX: Final = ".safetensors"
 _MAX_CAPACITY: Final = 10_000
 _MAX_DIGITS: Final = 40  #: of a price, before and after the point: beyond any money, and cheap to compute with
 _INT64_MAX: Final = 2**63 - 1
@@ -42,6 +44,7 @@ class ModelConfig:
     pixels_per_unit: int = 1  #: input pixels that *price_per_unit* buys
     currency: str = "wei"  #: of *price_per_unit*: wei, eth or usd
     path: str | None = None  #: a folder or file with the model's weights (not in Livepeer)
+    sha256: str | None = None  #: of that file's content, where it is a network of the operator's own (not in Livepeer)
 
     def __post_init__(self) -> None:
         for name, check in _VALUE_CHECKS.items():
@@ -50,6 +53,12 @@ class ModelConfig:
                 raise ValueError(f"{name}: {reason}")
         if self.token is not None and self.url is None:
             raise ValueError("token: belongs to a worker at `url`, and there is none; remove it or add the url")
+        is_network = self.path is not None and self.path.lower().endswith(_NETWORK_SUFFIX)
+        if is_network != (self.sha256 is not None):
+            raise ValueError(
+                f"sha256: belongs to a path that ends in {_NETWORK_SUFFIX}, which must have it; "
+                f"path is {self.path!r}, sha256 is {self.sha256!r}"
+            )
         if self.price_per_unit is None and (self.pixels_per_unit != 1 or self.currency != "wei"):
             raise ValueError(
                 "price_per_unit: missing, though currency or pixels_per_unit is set; add it, or remove both"
@@ -101,7 +110,7 @@ def _parse_entry(entry: object) -> ModelConfig:
             raise ValueError(f"{name}: {reason}")
         values[name] = value
     # Files made for go-livepeer spell "not set" as an empty text.
-    for name in ("url", "token", "path", "gateway", "currency"):
+    for name in ("url", "token", "path", "sha256", "gateway", "currency"):
         if values.get(name) == "":
             del values[name]
     if "url" in values:
@@ -191,6 +200,11 @@ def _check_pixels(pixels: object) -> str | None:
     return None if fits else f"expected a positive whole number, got {str(pixels)[:60]}"
 
 
+def _check_sha256(sha256: str | None) -> str | None:
+    fits = sha256 is None or _SHA256.match(sha256)
+    return None if fits else f"expected 64 hex digits, got {sha256!r}"
+
+
 def _check_currency(currency: str) -> str | None:
     return None if currency in CURRENCIES else f"unknown: {currency!r}; known are {', '.join(CURRENCIES)}"
 
@@ -205,6 +219,7 @@ _VALUE_CHECKS: Final[Mapping[str, Any]] = {
     "price_per_unit": _check_price,
     "pixels_per_unit": _check_pixels,
     "currency": _check_currency,
+    "sha256": _check_sha256,
 }
 
 

@@ -27,6 +27,7 @@ from fourfold.engine.base import (
     UpscaleEngine,
 )
 from fourfold.engine.devices import ComputeDevice, pick_device
+from fourfold.engine.networks import LocalNetwork
 from fourfold.engine.registry import load_engine
 from fourfold.engine.settings import EngineSettings, has_bf16
 from fourfold.errors import EngineCrashedError, FourfoldError, ModelUnavailableError
@@ -243,6 +244,7 @@ def engine_settings(arguments: argparse.Namespace, compute: ComputeDevice) -> En
         device=compute.name,
         batch_rows=(1,) if not compute.is_gpu else _STRICT_ROWS if arguments.strict else _ROWS,
         model_paths={model_id: Path(path) for model_id, path in arguments.model_paths.items()},
+        networks={model_id: LocalNetwork.from_json(values) for model_id, values in arguments.networks.items()},
     )
 
 
@@ -255,6 +257,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--strict", action="store_true")
     parser.add_argument("--model-paths", type=json.loads, default={})
+    parser.add_argument("--networks", type=json.loads, default={})
     parser.add_argument("--safety-checker", type=Path)
     arguments = parser.parse_args()
     compute = pick_device(arguments.device)

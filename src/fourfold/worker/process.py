@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from fourfold.engine.base import EngineCard
+from fourfold.engine.networks import Networks
 from fourfold.errors import (
     DeadlineExceededError,
     EngineCrashedError,
@@ -54,6 +55,7 @@ class DeviceLimits:
     device: str = "cpu"  #: or "auto", or a GPU: "cuda:0"
     strict: bool = False  #: on a GPU, too, one batch size only
     model_paths: Mapping[str, Path] = field(default_factory=dict)  #: model_id -> folder
+    networks: Networks = field(default_factory=dict)  #: model_id -> an operator's own network
     safety_checker: Path | None = None  #: folder of the stock safety checker; None: where the hub's cache has it
 
 
@@ -241,6 +243,8 @@ class Device:
             arguments += ["--strict"] if self._limits.strict else []
             paths = {model_id: str(path) for model_id, path in self._limits.model_paths.items()}
             arguments += ["--device", self._limits.device, "--model-paths", json.dumps(paths)]
+            networks = {model_id: network.to_json() for model_id, network in self._limits.networks.items()}
+            arguments += ["--networks", json.dumps(networks)]
             if self._limits.safety_checker is not None:
                 arguments += ["--safety-checker", str(self._limits.safety_checker)]
             child = await Child.start(_MODULE, arguments, name="device")

@@ -158,6 +158,10 @@ def test_a_price_as_text_is_refused_with_the_fix() -> None:
         ({"currency": "USD"}, "price_per_unit: missing, though currency"),
         ({"pixels_per_unit": 5}, "price_per_unit: missing, though currency"),
         ({"path": 5}, "path: expected a text"),
+        ({"path": "/a.safetensors"}, "sha256: belongs to a path that ends in .safetensors, which must have it"),
+        ({"path": "/folder", "sha256": "0" * 64}, "sha256: belongs to a path that ends in .safetensors"),
+        ({"sha256": "0" * 64}, "sha256: belongs to a path that ends in .safetensors"),
+        ({"path": "/a.safetensors", "sha256": "12"}, "sha256: expected 64 hex digits, got '12'"),
         ({"colour": "red"}, "colour: no such field; known are model_id, pipeline"),
     ],
 )
