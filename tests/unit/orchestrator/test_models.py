@@ -34,7 +34,7 @@ def test_the_smallest_entry_means_livepeers_defaults() -> None:
 
 
 def test_every_field_is_read() -> None:
-    """All of Livepeer's fields and `path`."""
+    """All of Livepeer's fields, `path` and `sha256`."""
     full = entry(
         url="http://10.0.0.2:8000/",
         token="s3cret",
@@ -45,7 +45,8 @@ def test_every_field_is_read() -> None:
         price_per_unit=0.005,
         pixels_per_unit=1000,
         currency="USD",
-        path="/weights",
+        path="/weights.safetensors",
+        sha256="ab" * 32,
     )
     (model,) = parse_models(json.dumps([full]))
 
@@ -60,7 +61,8 @@ def test_every_field_is_read() -> None:
         price_per_unit=Decimal("0.005"),
         pixels_per_unit=1000,
         currency="usd",
-        path="/weights",
+        path="/weights.safetensors",
+        sha256="ab" * 32,
     )
     assert {field.name for field in dataclasses.fields(ModelConfig)} == set(full)
 
