@@ -1,8 +1,10 @@
 """What every engine promises, whatever model it runs."""
 
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,19 @@ def compact_by_torch() -> UpscaleEngine:
     return TorchRealEsrganEngine(about, settings=ONE_THREAD)
 
 
+def own_network() -> UpscaleEngine:
+    """A file of an operator's own, run by spandrel; several tiles. Its content is in memory once it is loaded."""
+    pytest.importorskip("torch", reason="needs the [networks] extra")
+    from fourfold.engine.network_torch import load_network_engine
+    from fourfold.engine.networks import network_card
+    from fourfold.testing.networks import write_compact
+
+    with tempfile.TemporaryDirectory() as folder:
+        network = write_compact(Path(folder) / "mine.safetensors")
+        about = replace(network_card("local/mine", network), tile_pixels=48 * 48, core_px=8, margin_px=16)
+        return load_network_engine(about, settings=replace(ONE_THREAD, networks={"local/mine": network}))
+
+
 @pytest.fixture(
     scope="module",
     params=[
@@ -53,6 +68,7 @@ def compact_by_torch() -> UpscaleEngine:
         pytest.param(shipped("fourfold/realesr-animevideov3"), id="compact"),
         pytest.param(compact_in_tiles, id="compact-in-tiles"),
         pytest.param(compact_by_torch, id="compact-by-torch"),
+        pytest.param(own_network, id="own-network"),
         pytest.param(shipped("fourfold/realesrgan-x4plus"), id="photo", marks=pytest.mark.slow),
         pytest.param(shipped("fourfold/realsr-df2k"), id="clean-photo", marks=pytest.mark.slow),
         pytest.param(shipped("fourfold/realesrgan-x4plus-anime"), id="anime", marks=pytest.mark.slow),

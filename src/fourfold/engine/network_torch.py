@@ -1,5 +1,6 @@
 """Run a network that spandrel knows, tile by tile, on the path that the Real-ESRGAN family takes under torch."""
 
+import copy
 import sys
 import types
 import warnings
@@ -30,10 +31,14 @@ def load_network_engine(card: EngineCard, *, settings: EngineSettings) -> Upscal
     found = facts(network)
     least_px, multiple_px = found.min_side_px, found.multiple_px
     device = torch.device(settings.device)
+    loaded = load_descriptor(network)
 
     def make(dtype: torch.dtype) -> PaddedNetwork:
-        descriptor = load_descriptor(network)
-        return PaddedNetwork(descriptor.to(device, dtype), multiple_px=multiple_px, min_side_px=least_px)
+        is_loaded = (device.type, dtype) == ("cpu", torch.float32)
+        descriptor = loaded if is_loaded else copy.deepcopy(loaded).to(device, dtype)
+        if device.type != "cpu":
+            descriptor.model.to(memory_format=torch.channels_last)
+        return PaddedNetwork(descriptor, multiple_px=multiple_px, min_side_px=least_px)
 
     engine: UpscaleEngine = TorchRealEsrganEngine(card, settings=settings, make_network=make, has_half=found.has_half)
     return engine

@@ -96,6 +96,18 @@ def test_the_large_family_is_read_too(tmp_path: Path) -> None:
     assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
+def test_float16_as_on_a_gpu_looks_the_same(compact: LocalNetwork) -> None:
+    """A second copy of the weights beside the first; here on the CPU, which is slow but no different."""
+    engine = engine_of(compact)
+    assert isinstance(engine, TorchRealEsrganEngine)
+    planes = torch.from_numpy(picture(12, 16).astype(np.float32) / 255).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        half, whole = (engine._make_network(dtype).run(planes) for dtype in (torch.float16, torch.float32))
+
+    assert half.dtype == torch.float32
+    assert 0 < (half - whole).abs().max() < 0.02
+
+
 def test_tiles_give_the_whole_picture(compact: LocalNetwork) -> None:
     """Within a level, at a margin that this network is known to need."""
     image = picture(90, 150)
