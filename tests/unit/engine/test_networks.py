@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from fourfold.engine import networks, registry
 from fourfold.engine.base import EngineJob, JobFailed, RegionDone, UpscaleEngine
-from fourfold.engine.network_probe import LiveMemory
+from fourfold.engine.network_probe import LiveMemory, describe
 from fourfold.engine.network_torch import PaddedNetwork, import_spandrel, load_descriptor
 from fourfold.engine.networks import LocalNetwork, facts, network_card
 from fourfold.engine.realesrgan import RealEsrganEngine
@@ -38,6 +38,12 @@ ANIME = "fourfold/realesrgan-x4plus-anime"
 def compact(tmp_path_factory: pytest.TempPathFactory) -> LocalNetwork:
     """The embedded animevideov3 as others distribute it."""
     return write_compact(tmp_path_factory.mktemp("compact") / "mine.safetensors")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have networks tried in this process, which has torch loaded already: another one takes seconds."""
+    monkeypatch.setattr(networks, "_probe", describe)
 
 
 def engine_of(network: LocalNetwork, **card: Any) -> UpscaleEngine:
@@ -87,6 +93,7 @@ def test_the_embedded_weights_as_a_file_give_the_embedded_models_picture(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_the_large_family_is_read_too(tmp_path: Path) -> None:
     """RRDB under Real-ESRGAN's names."""
     image, settings = picture(20, 24), EngineSettings(threads=1)
@@ -162,6 +169,7 @@ def test_nothing_heavy_is_imported_to_offer_one(compact: LocalNetwork) -> None:
     assert done.stdout.strip() == "4 []"
 
 
+@pytest.mark.usefixtures("here")
 def test_a_network_with_size_rules_takes_any_size(tmp_path: Path) -> None:
     """Padded to the least that it can and cropped; SwinIR, tiny."""
     import_spandrel()
@@ -205,6 +213,7 @@ def compact_of(*, scale: int = 4, channels: int = 3) -> dict[str, Any]:
     return made | {"body.4.weight": torch.randn(out, 8, 3, 3), "body.4.bias": torch.randn(out)}
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("tensors", "reason"),
     [
@@ -220,6 +229,7 @@ def test_other_networks_are_refused_with_a_reason(tmp_path: Path, tensors: dict[
     assert reason in (registry.why_not_loadable(MODEL, networks={MODEL: network}) or "")
 
 
+@pytest.mark.usefixtures("here")
 def test_only_the_pinned_safetensors_file_is_read(compact: LocalNetwork, tmp_path: Path) -> None:
     """Pickles under any name, another content, a file that is not there or damaged."""
     pickled = tmp_path / "mine.pth"
@@ -252,6 +262,13 @@ def test_without_its_packages_the_extra_is_named(compact: LocalNetwork, monkeypa
     monkeypatch.setattr(networks, "_NEEDED_PACKAGES", ("spandrel", "torch_of_tomorrow"))
     with pytest.raises(ModelUnavailableError, match=r"needs torch_of_tomorrow, .* 'fourfold\[networks\]'"):
         network_card(MODEL, compact)
+
+
+def test_a_probe_tells_why_there_is_nothing_to_tell(tmp_path: Path) -> None:
+    """On one line, from its own process."""
+    network = save(tmp_path / "other.safetensors", {"some.weight": torch.zeros(3)})
+    with pytest.raises(ModelUnavailableError, match=r"^/.*other.safetensors is no network that spandrel knows$"):
+        facts(network)
 
 
 def test_a_probe_that_crashes_or_hangs_is_told(
