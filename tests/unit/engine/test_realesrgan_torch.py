@@ -1,9 +1,11 @@
 """The GPU's engine of the Real-ESRGAN family, here on the CPU: the CPU engine's picture from the same files."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch", reason="needs the [diffusion] extra")
 
@@ -17,6 +19,7 @@ from fourfold.engine.settings import EngineSettings
 from fourfold.errors import InvalidImageError, OutOfMemoryError
 
 COMPACT = "fourfold/realesr-animevideov3"
+PHOTO = Path(__file__).parents[3] / "examples" / "photo.jpg"
 SETTINGS = EngineSettings(threads=1)
 
 
@@ -65,6 +68,21 @@ def test_the_large_networks_give_the_cpu_engines_picture(model_id: str) -> None:
     theirs, _ = run(RealEsrganEngine(card, settings=SETTINGS), image)
 
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("model_id", [COMPACT, pytest.param("fourfold/realesrgan-x4plus", marks=pytest.mark.slow)])
+def test_float16_is_within_a_level_of_float32(model_id: str) -> None:
+    """On a photo; what a GPU runs for 8-bit pictures, here on the CPU."""
+    network = join(read_network(*(read_weights(file) for file in registry.card(model_id).weights)))
+    pixels = np.asarray(Image.open(PHOTO).convert("RGB"))[60:84, 60:92]
+    planes = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        half, whole = (
+            (TorchNetwork(network, device=torch.device("cpu"), dtype=dtype).run(planes) * 255).round()
+            for dtype in (torch.float16, torch.float32)
+        )
+
+    assert 0 < (half - whole).abs().max() <= 1
 
 
 def test_batched_tiles_give_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -> None:
