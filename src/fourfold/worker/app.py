@@ -28,7 +28,6 @@ from fourfold.errors import (
     InvalidImageError,
     InvalidParameterError,
     UnauthorizedError,
-    UploadTooLargeError,
     ValidationError,
 )
 from fourfold.processes.serving import unless_gone
@@ -186,12 +185,9 @@ class _Routes:
     async def _read_order(self, request: Request, job_id: str, folder: Path) -> WorkOrder:
         """Read the form. Raises: ValidationError, UploadTooLargeError, InvalidImageError, InvalidParameterError."""
         limits = self.settings.limits
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > limits.upload_bytes:
-            raise UploadTooLargeError(f"a request may have {limits.upload_bytes} bytes, got {length}; send less")
         upload = await read_form(
             request.stream(),
-            request.headers.get("content-type", ""),
+            request.headers,
             names=wire.FIELD_NAMES,
             image_path=folder / "upload",
             max_bytes=limits.upload_bytes,
@@ -300,10 +296,7 @@ def _error_response(request: Request, exc: FourfoldError) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if status in (429, 503):
         headers["Retry-After"] = _RETRY_AFTER_S
-    if isinstance(exc, ValidationError):
-        detail: object = [{"type": exc.kind, "loc": ["body", exc.field], "msg": exc.message, "input": None}]
-    else:
-        detail = {"msg": exc.message}
+    detail = exc.detail if isinstance(exc, ValidationError) else {"msg": exc.message}
     return JSONResponse({"detail": detail}, status_code=status, headers=headers)
 
 
