@@ -30,6 +30,7 @@ from fourfold.errors import (
     UnauthorizedError,
     ValidationError,
 )
+from fourfold.processes.lingering import Lingering
 from fourfold.processes.serving import unless_gone
 from fourfold.protocol import routes, wire
 from fourfold.protocol.multipart import read_form
@@ -71,6 +72,7 @@ def create_app(worker: Worker, settings: WorkerSettings) -> FastAPI:
         content = {"detail": {"msg": "the worker failed; its log has the reason"}}
         return JSONResponse(content, status_code=500, headers={wire.ERROR_HEADER: FourfoldError.code})
 
+    app.add_middleware(Lingering)
     app.add_exception_handler(FourfoldError, on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, on_crash)
