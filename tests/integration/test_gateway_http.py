@@ -1,6 +1,7 @@
 """What holds for every request, down to the bytes on the connection."""
 
 import asyncio
+import gzip
 import json
 import re
 from collections.abc import AsyncIterator
@@ -212,6 +213,16 @@ async def test_an_upload_that_says_it_is_too_large(gateway: RunningGateway) -> N
     status, _, body = await raw(gateway, request)
 
     assert (status, json.loads(body)["error"]["code"]) == (413, "upload_too_large")
+
+
+async def test_a_compressed_body_is_refused_with_its_reason(client: httpx2.AsyncClient) -> None:
+    """It would else be "damaged"."""
+    headers = {"Content-Encoding": "gzip", "Content-Type": "multipart/form-data; boundary=x"}
+    answer = await client.post("/upscale", content=gzip.compress(b"--x--"), headers=headers)
+
+    detail = answer.json()["detail"][0]
+    assert (answer.status_code, detail["loc"]) == (422, ["body"])
+    assert "'gzip'; send it uncompressed" in detail["msg"]
 
 
 async def _endless(chunk: bytes, count: int) -> AsyncIterator[bytes]:

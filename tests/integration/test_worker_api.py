@@ -157,7 +157,7 @@ def test_a_refusal_arrives_while_the_request_is_still_sent(command: Running) -> 
 
 
 def test_a_compressed_body_is_refused_with_its_reason(client: httpx2.Client) -> None:
-    """By every role: `read_form` is all of theirs."""
+    """It would else be "damaged"."""
     headers = {"Content-Encoding": "gzip", "Content-Type": "multipart/form-data; boundary=x"}
     reply = client.post("/upscale", content=gzip.compress(b"--x--"), headers=headers)
 
