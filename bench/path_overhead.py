@@ -28,20 +28,11 @@ from fourfold.engine.settings import EngineSettings
 from fourfold.imaging import Canvas
 from fourfold.imaging.canvas import CanvasWriter
 from fourfold.imaging.files import encode, open_canvas
-from fourfold.testing.processes import Running, running
+from fourfold.testing.processes import Running, kind_of, running
 from fourfold.testing.replay_engine import ready_picture
 from fourfold.testing.running_network import running_network
 
 CLIENTS = (1, 4)
-#: Words of a command line, and what runs there.
-KINDS = {
-    "fourfold.worker.child": "device",
-    "fourfold.imaging.server": "codec",
-    "gateway": "gateway",
-    "orchestrator": "orchestrator",
-    "worker": "worker",
-    "up": "up",
-}
 TARGET_MS, TARGET_RATIO, TARGET_X4PLUS = 100.0, 0.8, 0.05
 
 
@@ -258,17 +249,12 @@ def _processor_s(network: Running) -> dict[str, float]:
     """Return the seconds that each kind of process has computed so far; a codec counts for the role that owns it."""
     seconds: dict[str, float] = {}
     for process in [psutil.Process(network.process.pid), *network.descendants()]:
-        kind = _kind(process)
+        kind = kind_of(process)
         if kind == "codec":
-            kind = f"{_kind(process.parent() or process)}'s codec"
+            kind = f"{kind_of(process.parent() or process)}'s codec"
         times = process.cpu_times()
         seconds[kind] = seconds.get(kind, 0.0) + times.user + times.system
     return seconds
-
-
-def _kind(process: psutil.Process) -> str:
-    words = process.cmdline()
-    return next((name for word, name in KINDS.items() if word in words), "other")
 
 
 def _samples(text: str, metric: str) -> Iterator[tuple[str, float]]:

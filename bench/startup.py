@@ -16,19 +16,10 @@ from typing import Any
 import psutil
 
 from fourfold.testing.pictures import png
-from fourfold.testing.processes import running
+from fourfold.testing.processes import kind_of, running
 from fourfold.testing.running_network import post
 
 TARGET_S = 3.0
-#: Words of a command line, and what runs there.
-KINDS = {
-    "fourfold.worker.child": "device",
-    "fourfold.imaging.server": "codec",
-    "gateway": "gateway",
-    "orchestrator": "orchestrator",
-    "worker": "worker",
-    "up": "up",
-}
 
 
 def main() -> None:
@@ -58,8 +49,7 @@ def one_start(folder: Path) -> dict[str, Any]:
         time.sleep(5)  # idle: the warm model is loaded, the first picture forgotten
         memory: dict[str, float] = {}
         for process in [psutil.Process(network.process.pid), *network.descendants()]:
-            words = process.cmdline()
-            kind = next((name for word, name in KINDS.items() if word in words), "other")
+            kind = kind_of(process)
             memory[kind] = round(memory.get(kind, 0) + process.memory_full_info().uss / 2**20, 1)
     return {"ready_s": round(ready_s, 2), "first_picture_s": round(first_s, 2), "memory_mib": memory}
 

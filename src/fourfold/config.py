@@ -267,7 +267,7 @@ def _find_file(path: Path | None) -> Path | None:
 def _read_toml(file: Path) -> dict[str, Any]:
     """Parse *file*."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # Windows' editors begin files with a mark
     except OSError as exc:
         raise ConfigError(f"cannot read the settings file {file}: {exc.strerror}") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:

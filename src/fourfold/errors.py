@@ -76,7 +76,7 @@ class ClientError(FourfoldError):
 
 
 class ValidationError(ClientError):
-    """A field is missing or malformed; *field* names it and *kind* is pydantic's name for what is wrong."""
+    """A field, or the body, is missing or malformed; *field* names it, *kind* is pydantic's name for what is wrong."""
 
     code, http_status = "validation_error", 422
 
@@ -84,6 +84,12 @@ class ValidationError(ClientError):
         super().__init__(message)
         self.field = field
         self.kind = kind
+
+    @property
+    def detail(self) -> list[dict[str, object]]:
+        """The list with which FastAPI, and so Livepeer's runner, tells a client; no *field*: the body as a whole."""
+        location = ["body", self.field] if self.field else ["body"]
+        return [{"type": self.kind, "loc": location, "msg": self.message, "input": None}]
 
 
 class InvalidParameterError(ClientError):

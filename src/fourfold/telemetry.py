@@ -65,6 +65,11 @@ class _RequestId(logging.Filter):
         return True
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of asyncio tells anything: that a peer closed while it was written to does not."""
+    return record.msg != "SSL connection is closed"
+
+
 class _Console(logging.Formatter):
     """One line for people: time, level, role, event, then the facts as key=value."""
 
@@ -94,6 +99,8 @@ def set_up_logging(role: str, *, level: str = "info", style: str = "console") ->
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("fourfold").setLevel(level.upper())
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what its exceptions tell the sender
+    logging.getLogger("asyncio").addFilter(_is_news)
 
 
 class _Processes(Collector):

@@ -1,6 +1,7 @@
 """What holds for every request, down to the bytes on the connection."""
 
 import asyncio
+import gzip
 import json
 import re
 from collections.abc import AsyncIterator
@@ -193,11 +194,13 @@ async def test_a_preflight_with_odd_headers(client: httpx2.AsyncClient) -> None:
 
 
 async def test_cors_is_on_the_api_and_not_on_the_metrics(client: httpx2.AsyncClient) -> None:
-    """Any page may read the API; counters are the operator's."""
+    """Any page may read the API with every header that its description names; counters are the operator's."""
+    described = set((await client.get("/openapi.json")).json()["components"]["headers"])
     for path in ("/models", "/healthz", "/openapi.json", "/nothing"):
         answer = await client.get(path)
         assert answer.headers["Access-Control-Allow-Origin"] == "*"
-        assert "Fourfold-Fee-Wei" in answer.headers["Access-Control-Expose-Headers"]
+        exposed = answer.headers["Access-Control-Expose-Headers"].split(", ")
+        assert len(exposed) == len(set(exposed)) and described <= set(exposed)
     assert "Access-Control-Allow-Origin" not in (await client.get("/metrics")).headers
 
 
@@ -210,6 +213,16 @@ async def test_an_upload_that_says_it_is_too_large(gateway: RunningGateway) -> N
     status, _, body = await raw(gateway, request)
 
     assert (status, json.loads(body)["error"]["code"]) == (413, "upload_too_large")
+
+
+async def test_a_compressed_body_is_refused_with_its_reason(client: httpx2.AsyncClient) -> None:
+    """It would else be "damaged"."""
+    headers = {"Content-Encoding": "gzip", "Content-Type": "multipart/form-data; boundary=x"}
+    answer = await client.post("/upscale", content=gzip.compress(b"--x--"), headers=headers)
+
+    detail = answer.json()["detail"][0]
+    assert (answer.status_code, detail["loc"]) == (422, ["body"])
+    assert "'gzip'; send it uncompressed" in detail["msg"]
 
 
 async def _endless(chunk: bytes, count: int) -> AsyncIterator[bytes]:
@@ -242,7 +255,7 @@ async def test_a_client_that_goes_on_for_ever_is_let_go(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gateway does not listen to it for longer than a while."""
-    monkeypatch.setattr("fourfold.gateway.app_edge._LINGER_S", 0.2)
+    monkeypatch.setattr("fourfold.processes.lingering._LINGER_S", 0.2)
     host, port = gateway.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"POST /upscale HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n")

@@ -1,6 +1,8 @@
 """The worker's HTTP, with its real child processes, as Livepeer's peers and ours see it."""
 
 import base64
+import gzip
+import http.client
 import io
 import json
 import re
@@ -8,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
@@ -133,6 +136,34 @@ def test_a_bad_request_is_refused_in_both_dialects(
         assert (reply.status_code, reply.headers["fourfold-error"]) == (status, code)
         detail = reply.json()["detail"]
         assert isinstance(detail, list) if status == 422 else detail["msg"]
+
+
+def test_a_refusal_arrives_while_the_request_is_still_sent(command: Running) -> None:
+    """And the connection can be used again: a peer that pools them would else find its next request on a closed one."""
+    url = httpx2.URL(command.ready["url"])
+    with closing(http.client.HTTPConnection(url.host, url.port, timeout=60)) as connection:
+        connection.putrequest("POST", "/upscale")
+        connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+        connection.putheader("Content-Length", "2100000")
+        connection.endheaders(b"-" * 100_000)
+        refused = connection.getresponse()
+        told = json.loads(refused.read())
+        connection.send(b"-" * 2_000_000)
+        connection.request("GET", "/health")
+        healthy = connection.getresponse().status
+
+    assert (refused.status, healthy) == (400, 200)
+    assert "2100000" in told["detail"]["msg"]
+
+
+def test_a_compressed_body_is_refused_with_its_reason(client: httpx2.Client) -> None:
+    """It would else be "damaged"."""
+    headers = {"Content-Encoding": "gzip", "Content-Type": "multipart/form-data; boundary=x"}
+    reply = client.post("/upscale", content=gzip.compress(b"--x--"), headers=headers)
+
+    detail = reply.json()["detail"][0]
+    assert (reply.status_code, detail["loc"]) == (422, ["body"])
+    assert "send it uncompressed" in detail["msg"]
 
 
 def test_a_missing_image_is_fastapis_422(client: httpx2.Client) -> None:

@@ -120,6 +120,14 @@ def test_a_list_that_is_none_is_refused_with_its_form(tmp_path: Path, name: str,
     assert words in str(caught.value) and f"environment FOURFOLD_{name}" in str(caught.value)
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Windows' editors write one."""
+    file = tmp_path / "fourfold.toml"
+    file.write_text("[gateway]\nport = 1234\n", encoding="utf-8-sig")
+
+    assert load(file, environ={}).settings.gateway.port == 1234
+
+
 def test_a_missing_file_is_refused_when_it_was_named(tmp_path: Path) -> None:
     """A typo in --config must not run the defaults."""
     with pytest.raises(ConfigError, match=r"nowhere\.toml"):

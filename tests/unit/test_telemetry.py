@@ -99,3 +99,24 @@ def test_the_page_says_what_runs_since_when_and_with_how_many_files() -> None:
     assert started is not None and started >= psutil.boot_time()
     files, limit = value(metrics, "open_files"), value(metrics, "open_files_limit")
     assert files is not None and limit is not None and 0 < files < limit
+
+
+def test_libraries_words_that_tell_nothing_are_not_logged() -> None:
+    """A damaged form and a peer that left are answered and counted; docs/operate.md lists what is logged."""
+    script = """
+import logging
+from fourfold.telemetry import set_up_logging
+from python_multipart.multipart import MultipartParser
+set_up_logging("gateway")
+try:
+    MultipartParser(b"x").write(b"no boundary")
+except ValueError:
+    pass
+logging.getLogger("asyncio").warning("SSL connection is closed")
+logging.getLogger("asyncio").warning("socket.send() raised exception.")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert [line.split("gateway", 1)[1].strip() for line in done.stderr.splitlines()] == [
+        "socket.send() raised exception."
+    ]

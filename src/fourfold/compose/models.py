@@ -23,7 +23,7 @@ def sold_models(path: Path | None, worker: WorkerSettings) -> tuple[ModelConfig,
             for model_id in loadable_cards(worker)
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin files with a mark
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"cannot read the models file {path}: {exc}") from exc
     return parse_models(text, source=str(path))

@@ -17,6 +17,7 @@ from fourfold.gateway.board import JobBoard
 from fourfold.gateway.discovery import Discovery
 from fourfold.gateway.dispatch import Dispatcher
 from fourfold.gateway.ports import Clock, SystemClock
+from fourfold.processes.lingering import Lingering
 from fourfold.protocol import routes
 from fourfold.results.base import ResultStore
 from fourfold.telemetry import Metrics
@@ -61,4 +62,4 @@ def create_app(
     table += [Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()]
     application = Starlette(routes=table, exception_handlers=app_errors.handlers(metrics))
     application.router.redirect_slashes = False
-    return Edge(application, private_paths={routes.METRICS})
+    return Lingering(Edge(application, private_paths={routes.METRICS}))

@@ -1,12 +1,5 @@
-"""What holds for every request: an id on every reply, CORS, an answer even to a bug, and an answer that arrives.
+"""What holds for every request: an id on every reply, CORS, and an answer even to a bug."""
 
-The last is about clients that still send when the answer is known already (an upload beyond the limit): if the server
-closed then, they would see a reset and never the reason. So the answer goes out at once and the rest of the body is
-read and dropped for a while before the request ends.
-"""
-
-import asyncio
-import contextlib
 import logging
 import re
 import secrets
@@ -37,10 +30,11 @@ _EXPOSED: Final = ", ".join(
         wire.DURATION_HEADER,
         wire.SAFETY_HEADER,
         wire.FIDELITY_HEADER,
+        wire.MODE_HEADER,
+        wire.WARNINGS_HEADER,
         wire.NSFW_HEADER,
     )
 )
-_LINGER_S: Final = 10.0
 
 
 class Edge:
@@ -61,64 +55,32 @@ class Edge:
         headers = Headers(scope=scope)
         asked = headers.get(wire.REQUEST_ID_HEADER, "")
         token = request_id.set(asked if wire.is_request_id(asked) else secrets.token_hex(16))
-        has_body = headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers
-        is_public = scope["path"] not in self._private_paths
-        exchange = _Exchange(receive, send, is_public=is_public, has_body=has_body)
+        send = _with_headers(send, is_public=scope["path"] not in self._private_paths)
         try:
             if scope["method"] == "OPTIONS":
-                await _answer_options(headers, exchange.send)
+                await _answer_options(headers, send)
             else:
-                await self._app(scope, exchange.receive, exchange.send)
+                await self._app(scope, receive, send)
         except Exception:  # the edge of a request; Starlette has sent the 500 before it raises again
             log.exception("request_failed", extra={"path": scope["path"][:200]})
         finally:
             request_id.reset(token)
 
 
-class _Exchange:
-    """The two channels of one request, watched."""
+def _with_headers(send: Send, *, is_public: bool) -> Send:
+    """Return *send*, adding our headers to the head of the answer."""
 
-    def __init__(self, receive: Receive, send: Send, *, is_public: bool, has_body: bool) -> None:
-        self._receive = receive
-        self._send = send
-        self._is_public = is_public
-        self._is_body_read = not has_body
-
-    async def receive(self) -> Message:
-        """Return the next event; remember when nothing of the body is left."""
-        message = await self._receive()
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            self._is_body_read = True
-        return message
-
-    async def send(self, message: Message) -> None:
-        """Send *message*, with our headers on a start; the last one of an answer waits for the body's end."""
+    async def add(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=list(message.get("headers", [])))
             headers[wire.REQUEST_ID_HEADER] = request_id.get()
-            if self._is_public:
+            if is_public:
                 headers["Access-Control-Allow-Origin"] = "*"
                 headers["Access-Control-Expose-Headers"] = _EXPOSED
             message = {**message, "headers": headers.raw}
-        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if not is_last or self._is_body_read:
-            await self._send(message)
-            return
-        await self._send({**message, "more_body": True})
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_S):
-                await self._drop_body()
-        # The server hands over what still comes until it has closed; with nobody to take it, it would never close.
-        dropping = asyncio.create_task(self._drop_body(), name="drop-body")
-        try:
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            dropping.cancel()
-            await asyncio.gather(dropping, return_exceptions=True)
+        await send(message)
 
-    async def _drop_body(self) -> None:
-        while not self._is_body_read:
-            await self.receive()
+    return add
 
 
 async def _answer_options(headers: Headers, send: Send) -> None:

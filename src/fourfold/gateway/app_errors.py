@@ -27,10 +27,7 @@ def error_response(error: FourfoldError) -> Response:
         headers["Retry-After"] = str(_CODE_TO_RETRY_AFTER_S.get(error.code, _RETRY_AFTER_S))
     if error.http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    detail: Any = {"msg": error.message}
-    if isinstance(error, ValidationError):
-        location = ["body"] if error.field in {"", "body"} else ["body", error.field]
-        detail = [{"type": error.kind, "loc": location, "msg": error.message, "input": None}]
+    detail = error.detail if isinstance(error, ValidationError) else {"msg": error.message}
     return _response(error.http_status, error.code, error.message, detail, headers, retryable=error.retryable)
 
 

@@ -17,7 +17,6 @@ from fourfold.errors import (
     DeadlineExceededError,
     InvalidImageError,
     StorageFullError,
-    UploadTooLargeError,
     ValidationError,
 )
 from fourfold.gateway.app_stream import file_response
@@ -47,7 +46,6 @@ def upscale_endpoint(
     async def upscale(request: Request) -> Response:
         started_s = clock.monotonic()
         with board.open(secrets.token_hex(16)) as open_job:
-            _refuse_by_length(request, settings.limits.upload_bytes)
             async with _own_folder(spool, open_job.job_id) as folder:
                 source, fields, wanted = await _read_upload(request, settings, folder)
                 work = dispatcher.upscale(
@@ -63,13 +61,6 @@ def upscale_endpoint(
         return JSONResponse({"images": [image], "fidelity": delivered.fidelity.to_json()}, headers=headers)
 
     return upscale
-
-
-def _refuse_by_length(request: Request, limit: int) -> None:
-    """Raise UploadTooLargeError if the request says itself that it is too large."""
-    length = request.headers.get("Content-Length", "")
-    if length.isascii() and length.isdigit() and int(length) > limit:
-        raise UploadTooLargeError(f"a request may have {limit} bytes, this one has {length}; send a smaller image")
 
 
 @contextlib.asynccontextmanager
@@ -95,7 +86,7 @@ async def _read_upload(
         async with asyncio.timeout(settings.job_deadline_s):
             upload = await read_form(
                 request.stream(),
-                request.headers.get("Content-Type", ""),
+                request.headers,
                 names=wire.FIELD_NAMES | OUTPUT_NAMES,
                 image_path=folder / "upload",
                 max_bytes=limits.upload_bytes,

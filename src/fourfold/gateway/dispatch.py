@@ -71,7 +71,7 @@ class _Task:
     fields: UpscaleFields
     folder: Path
     pixels: Pixels
-    attempts: Attempts = field(default_factory=Attempts)
+    attempts: Attempts
 
 
 class Dispatcher:
@@ -131,13 +131,15 @@ class Dispatcher:
         Raises: FourfoldError; DeadlineExceededError when ``job_deadline_s`` has passed.
         """
         limit_s = self._settings.job_deadline_s
+        attempts = Attempts()
         try:
             async with asyncio.timeout(limit_s):
-                return await self._upscale(open_job, source, fields, folder, request_id, wanted or Wanted())
+                return await self._upscale(open_job, source, fields, folder, request_id, wanted or Wanted(), attempts)
         except TimeoutError:
-            raise DeadlineExceededError(
-                f"the job was not done in {limit_s:g} s; send a smaller image or try again later"
-            ) from None
+            message = f"the job was not done in {limit_s:g} s; send a smaller image or try again later"
+            if attempts.last_error is not None:
+                message += f"; the last attempt failed with {attempts.last_error.code}: {attempts.last_error.message}"
+            raise DeadlineExceededError(message) from None
 
     async def _upscale(
         self,
@@ -147,6 +149,7 @@ class Dispatcher:
         folder: Path,
         request_id: str,
         wanted: Wanted,
+        attempts: Attempts,
     ) -> Delivered:
         # 1. Canonical form: damaged and oversized pictures end here, before anybody else sees them.
         with self._timed("prepare"):
@@ -160,7 +163,7 @@ class Dispatcher:
         model_id = await self._resolve_model(fields.model_id)
         seed = self._draw_seed() if fields.seed is None else fields.seed
         fields = replace(fields, model_id=model_id, seed=seed)
-        task = _Task(open_job, request_id, prepared, fields, folder, pixels)
+        task = _Task(open_job, request_id, prepared, fields, folder, pixels, attempts)
         await self._refuse_quarantined(task)
         # 3. Have it done.
         offer, answer, image, measures = await self._deliver(task)

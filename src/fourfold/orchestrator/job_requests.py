@@ -18,7 +18,6 @@ from fourfold.errors import (
     FourfoldError,
     NoCapacityError,
     ShuttingDownError,
-    UploadTooLargeError,
     ValidationError,
 )
 from fourfold.orchestrator.admission import Claims
@@ -136,12 +135,9 @@ class JobRequests:
     async def _read_form(self, headers: Mapping[str, str], body: RequestBody, files: JobFiles) -> wire.UpscaleFields:
         """Read the request's form, its image to a file. Raises: ValidationError, UploadTooLargeError and the like."""
         limits = self._settings.limits
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > limits.upload_bytes:
-            raise UploadTooLargeError(f"a request may have {limits.upload_bytes} bytes, got {length}; send less")
         upload = await read_form(
             aiter(body),
-            headers.get("content-type", ""),
+            headers,
             names=wire.FIELD_NAMES,
             image_path=files.upload,
             max_bytes=limits.upload_bytes,

@@ -36,8 +36,7 @@ def json_failure(error: FourfoldError, *, request_id: str) -> Reply:
     headers = {wire.ERROR_HEADER: error.code} | (_RETRY_AFTER if error.http_status in (429, 503) else {})
     content: dict[str, object]
     if isinstance(error, ValidationError):
-        item = {"type": error.kind, "loc": ["body", error.field], "msg": error.message, "input": None}
-        content = {"detail": [item]}
+        content = {"detail": error.detail}
     else:
         facts = {"message": error.message, "code": error.code, "request_id": request_id, "retryable": error.retryable}
         content = {"detail": {"msg": error.message}, "error": facts}

@@ -4,7 +4,7 @@ Bounded in every direction: bytes of the body, number of parts, bytes of a field
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -33,7 +33,7 @@ class Upload:
 
 async def read_form(
     chunks: AsyncIterator[bytes],
-    content_type: str,
+    headers: Mapping[str, str],
     *,
     names: Collection[str],
     image_path: Path,
@@ -46,19 +46,25 @@ async def read_form(
     The caller removes *image_path* in every outcome. Filenames and the parts' content types are ignored, and so are
     parts of other names than *names*, whatever is in them: clients send masks, buttons and files of their own.
 
+    Args: *headers*, the request's, by lower-case name.
+
     Raises:
-        ValidationError: the body is no multipart form, is damaged, has too many parts, stops for *silence_s*, or
-            arrives so slowly that it only holds a place.
-        UploadTooLargeError: the body has more than *max_bytes* bytes.
+        UploadTooLargeError: the body says that it has more than *max_bytes* bytes, or has them.
+        ValidationError: the body is compressed or no multipart form, is damaged, has too many parts, stops for
+            *silence_s*, or arrives so slowly that it only holds a place.
         StorageFullError: *image_path* cannot be written.
     """
+    length, encoding = headers.get("content-length", ""), headers.get("content-encoding", "")
+    if length.isascii() and length.isdigit() and int(length) > max_bytes:
+        raise UploadTooLargeError(f"a request may have {max_bytes} bytes, this one has {length}; send a smaller image")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise ValidationError(f"expected a body without Content-Encoding, got {encoding[:100]!r}; send it uncompressed")
+    content_type = headers.get("content-type", "")
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise ValidationError(
-            f"expected Content-Type multipart/form-data with a boundary, got {content_type[:100]!r}", field="body"
-        )
+        raise ValidationError(f"expected Content-Type multipart/form-data with a boundary, got {content_type[:100]!r}")
     if len(options[b"boundary"]) > _BOUNDARY_BYTES:
-        raise ValidationError(f"a boundary may have {_BOUNDARY_BYTES} bytes, got more", field="body")
+        raise ValidationError(f"a boundary may have {_BOUNDARY_BYTES} bytes, got more")
     received = 0
     clock = asyncio.get_running_loop().time
     started = clock()
@@ -70,12 +76,10 @@ async def read_form(
                     raise UploadTooLargeError(f"a request may have {max_bytes} bytes; send a smaller image")
                 seconds = clock() - started
                 if seconds > _SLOW_S and received < seconds * _LEAST_BYTES_PER_S:
-                    raise ValidationError(
-                        f"the body has {received} bytes after {seconds:.0f} s; send faster", field="body"
-                    )
+                    raise ValidationError(f"the body has {received} bytes after {seconds:.0f} s; send faster")
                 reader.feed(chunk)
         except TimeoutError:
-            raise ValidationError(f"the body stopped arriving for {silence_s:g} s", field="body") from None
+            raise ValidationError(f"the body stopped arriving for {silence_s:g} s") from None
         return reader.finish()
 
 
@@ -130,20 +134,20 @@ class _FormReader:
         try:
             self._parser.write(chunk)
         except FormParserError as exc:
-            raise ValidationError(f"the multipart body is damaged: {exc}", field="body") from exc
+            raise ValidationError(f"the multipart body is damaged: {exc}") from exc
         except OSError as exc:
             raise StorageFullError(f"the upload cannot be kept: {exc.strerror}; try again later") from exc
 
     def finish(self) -> Upload:
         """Return the form. Raises: ValidationError if the closing boundary never came."""
         if not self._ended:
-            raise ValidationError("the multipart body ends before its closing boundary", field="body")
+            raise ValidationError("the multipart body ends before its closing boundary")
         return self._upload
 
     def _part_begin(self) -> None:
         self._parts += 1
         if self._parts > self._max_parts:
-            raise ValidationError(f"a form may have {self._max_parts} parts, got more", field="body")
+            raise ValidationError(f"a form may have {self._max_parts} parts, got more")
         self._name, self._header_bytes = "", 0
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
@@ -155,7 +159,7 @@ class _FormReader:
     def _bounded(self, piece: bytes) -> bytes:
         self._header_bytes += len(piece)
         if self._header_bytes > _HEADER_BYTES:
-            raise ValidationError(f"the headers of a part may have {_HEADER_BYTES} bytes, got more", field="body")
+            raise ValidationError(f"the headers of a part may have {_HEADER_BYTES} bytes, got more")
         return piece
 
     def _header_end(self) -> None:

@@ -15,6 +15,15 @@ import psutil
 
 _READY_S: Final = 60.0
 _STOP_S: Final = 45.0
+#: Words of a command line, and what runs there.
+_KINDS: Final = {
+    "fourfold.worker.child": "device",
+    "fourfold.imaging.server": "codec",
+    "gateway": "gateway",
+    "orchestrator": "orchestrator",
+    "worker": "worker",
+    "up": "up",
+}
 
 
 @dataclass(slots=True)
@@ -47,6 +56,12 @@ class Running:
             self.process.kill()
             self.process.wait()
             raise
+
+
+def kind_of(process: psutil.Process) -> str:
+    """Return what a process of a network is: "up", a role, "device" or "codec"; "other" for anything else."""
+    words = process.cmdline()
+    return next((kind for word, kind in _KINDS.items() if word in words), "other")
 
 
 @contextmanager

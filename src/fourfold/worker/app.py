@@ -28,9 +28,9 @@ from fourfold.errors import (
     InvalidImageError,
     InvalidParameterError,
     UnauthorizedError,
-    UploadTooLargeError,
     ValidationError,
 )
+from fourfold.processes.lingering import Lingering
 from fourfold.processes.serving import unless_gone
 from fourfold.protocol import routes, wire
 from fourfold.protocol.multipart import read_form
@@ -72,6 +72,7 @@ def create_app(worker: Worker, settings: WorkerSettings) -> FastAPI:
         content = {"detail": {"msg": "the worker failed; its log has the reason"}}
         return JSONResponse(content, status_code=500, headers={wire.ERROR_HEADER: FourfoldError.code})
 
+    app.add_middleware(Lingering)
     app.add_exception_handler(FourfoldError, on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, on_crash)
@@ -186,12 +187,9 @@ class _Routes:
     async def _read_order(self, request: Request, job_id: str, folder: Path) -> WorkOrder:
         """Read the form. Raises: ValidationError, UploadTooLargeError, InvalidImageError, InvalidParameterError."""
         limits = self.settings.limits
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > limits.upload_bytes:
-            raise UploadTooLargeError(f"a request may have {limits.upload_bytes} bytes, got {length}; send less")
         upload = await read_form(
             request.stream(),
-            request.headers.get("content-type", ""),
+            request.headers,
             names=wire.FIELD_NAMES,
             image_path=folder / "upload",
             max_bytes=limits.upload_bytes,
@@ -300,10 +298,7 @@ def _error_response(request: Request, exc: FourfoldError) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if status in (429, 503):
         headers["Retry-After"] = _RETRY_AFTER_S
-    if isinstance(exc, ValidationError):
-        detail: object = [{"type": exc.kind, "loc": ["body", exc.field], "msg": exc.message, "input": None}]
-    else:
-        detail = {"msg": exc.message}
+    detail = exc.detail if isinstance(exc, ValidationError) else {"msg": exc.message}
     return JSONResponse({"detail": detail}, status_code=status, headers=headers)
 
 

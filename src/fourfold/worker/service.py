@@ -52,11 +52,6 @@ class Worker:
         cache.mkdir(parents=True)
 
     @property
-    def open_orders(self) -> int:
-        """Orders that run or wait now."""
-        return self._open
-
-    @property
     def health(self) -> str:
         """LOADING, OK (working), IDLE or ERROR (none of its models can be had)."""
         if all(model_id in self.device.failures for model_id in self.cards):

@@ -46,6 +46,15 @@ async def test_a_wrong_field_is_the_clients_fault(start, our_worker, fields, liv
         assert our_worker.jobs == []
 
 
+async def test_a_compressed_body_is_refused_with_its_reason(start, our_worker):
+    """It would else be "damaged"."""
+    async with start(our_worker.url) as running:
+        (status, text), ours = await both(running, headers={"Content-Encoding": "gzip"})
+
+        assert (status, ours) == (400, (422, "validation_error"))
+        assert "'gzip'; send it uncompressed" in text
+
+
 @pytest.mark.parametrize(
     ("image", "code"),
     [

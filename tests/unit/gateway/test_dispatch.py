@@ -61,6 +61,7 @@ class Network:
     seen_models: set[str] = field(default_factory=set)
     was_offered_lately: bool = False
     hang: bool = False
+    hang_at: str = ""  #: an orchestrator that never answers
     first_round: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -93,7 +94,7 @@ class Network:
     async def submit(self, order: WorkOrder, offer: Offer, token: str, target: Path) -> Answer:
         self.tried.append(name_of(offer))
         self.orders.append(order)
-        if self.hang:
+        if self.hang or name_of(offer) == self.hang_at:
             await asyncio.sleep(3600)
         script = self.script.get(name_of(offer), [])
         outcome = script.pop(0) if script else None
@@ -413,6 +414,18 @@ async def test_a_deadline_covers_everything(image: Path) -> None:
     assert isinstance(done.error, DeadlineExceededError)
     assert (done.job.state, done.job.error_code) == (JobState.EXPIRED, "deadline_exceeded")
     assert network.cancelled == ["j1-1"]
+
+
+async def test_a_deadline_names_what_the_last_attempt_failed_with(image: Path) -> None:
+    """Else "not done in time" hides why nobody did it."""
+    network = Network([offer("a"), offer("b")], {"a": [OutOfMemoryError("too small")]}, hang_at="b")
+    bench = Bench(network, job_deadline_s=0.05)
+
+    async with bench.dispatcher:
+        done = await bench.run(image)
+
+    assert isinstance(done.error, DeadlineExceededError)
+    assert str(done.error).endswith("; the last attempt failed with out_of_memory: too small")
 
 
 async def test_a_cancelled_job_is_cancelled_there(image: Path) -> None:

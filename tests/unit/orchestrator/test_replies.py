@@ -65,6 +65,13 @@ def test_a_malformed_field_has_fastapis_form() -> None:
     }
 
 
+def test_a_malformed_body_is_named_once() -> None:
+    """As FastAPI does: the body's name is the whole location."""
+    reply = json_failure(ValidationError("no form"), request_id="r1")
+
+    assert json.loads(reply.body)["detail"][0]["loc"] == ["body"]
+
+
 def test_a_failure_in_livepeers_dialect_is_gos_http_error() -> None:
     """Plain text, a newline at its end."""
     reply = failure(NoCapacityError("all busy"), ours=False, by_worker=False, request_id="r1")

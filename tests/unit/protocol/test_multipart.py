@@ -11,6 +11,7 @@ from fourfold.protocol.multipart import Upload, read_form
 
 BOUNDARY = "xyzzy"
 TYPE = f"multipart/form-data; boundary={BOUNDARY}"
+HEADERS = {"content-type": TYPE}
 NAMES = {"prompt", "seed"}
 
 
@@ -26,10 +27,13 @@ async def pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
         yield body[start : start + size]
 
 
-async def read(body: bytes, tmp_path: Path, *, size: int = 7, content_type: str = TYPE, **options: int) -> Upload:
+async def read(
+    body: bytes, tmp_path: Path, *, size: int = 7, content_type: str = TYPE, encoding: str = "", **options: int
+) -> Upload:
     limits = {"max_bytes": 10_000, "max_parts": 10, "silence_s": 1} | options
     image = tmp_path / "image"
-    return await read_form(pieces(body, size), content_type, names=NAMES, image_path=image, **limits)  # type: ignore[arg-type]
+    headers = {"content-type": content_type, "content-encoding": encoding}
+    return await read_form(pieces(body, size), headers, names=NAMES, image_path=image, **limits)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
@@ -97,6 +101,35 @@ async def test_a_malformed_form_is_a_validation_error(tmp_path: Path, body: byte
         await read(body, tmp_path, content_type=content_type, max_bytes=10**6, size=1000)
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "x-unknown", "identity, br"])
+async def test_a_compressed_body_is_refused_with_its_reason(tmp_path: Path, encoding: str) -> None:
+    """Read as it is, it would be "damaged"."""
+    with pytest.raises(
+        ValidationError, match=f"without Content-Encoding, got '{encoding}'; send it uncompressed"
+    ) as it:
+        await read(b"\x1f\x8b", tmp_path, encoding=encoding)
+
+    assert it.value.detail[0]["loc"] == ["body"]
+
+
+async def test_an_encoding_that_changes_nothing_is_none(tmp_path: Path) -> None:
+    """RFC 9110 has a name for it."""
+    assert (await read(part("image", b"x") + END, tmp_path, encoding="Identity")).image_bytes == 1
+
+
+async def test_a_body_that_says_that_it_is_too_large_is_refused_unread(tmp_path: Path) -> None:
+    """Before a byte of it has come."""
+
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("read all the same")
+        yield b""
+
+    with pytest.raises(UploadTooLargeError, match="1001"):
+        headers = HEADERS | {"content-length": "1001"}
+        image = tmp_path / "image"
+        await read_form(unread(), headers, names=NAMES, image_path=image, max_bytes=1000, max_parts=5, silence_s=1)
+
+
 async def test_a_body_beyond_the_limit_is_refused_while_it_arrives(tmp_path: Path) -> None:
     """No length has to be announced for that."""
     with pytest.raises(UploadTooLargeError, match="10000"):
@@ -114,7 +147,7 @@ async def test_a_silent_sender_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValidationError, match="stopped arriving"):
         await read_form(
-            stalls(), TYPE, names=NAMES, image_path=tmp_path / "i", max_bytes=1000, max_parts=5, silence_s=0.05
+            stalls(), HEADERS, names=NAMES, image_path=tmp_path / "i", max_bytes=1000, max_parts=5, silence_s=0.05
         )
 
 
@@ -123,7 +156,7 @@ async def test_a_disk_that_takes_no_upload_is_507(tmp_path: Path) -> None:
     with pytest.raises(StorageFullError):
         await read_form(
             pieces(part("image", b"x") + END, 10),
-            TYPE,
+            HEADERS,
             names=NAMES,
             image_path=tmp_path / "gone" / "image",
             max_bytes=1000,
