@@ -15,13 +15,15 @@ from fourfold.testing.processes import Running, running
 pytestmark = pytest.mark.slow
 
 FAST = "fourfold/lanczos"
+WEI_PER_PIXEL = 7
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One network."""
     folder = tmp_path_factory.mktemp("pixels")
-    (folder / "aiModels.json").write_text(json.dumps([{"pipeline": "upscale", "model_id": FAST, "warm": True}]))
+    entry = {"pipeline": "upscale", "model_id": FAST, "warm": True, "price_per_unit": WEI_PER_PIXEL}
+    (folder / "aiModels.json").write_text(json.dumps([entry]))
     config = folder / "fourfold.toml"
     config.write_text(f"[worker]\nthreads = 1\n[orchestrator]\nmodels = '{folder / 'aiModels.json'}'\n")
     arguments = ("--config", str(config), "--data-dir", str(folder / "data"), "--port", "0", "--orchestrator-port", "0")
@@ -60,10 +62,11 @@ def test_sixteen_bits_go_all_the_way_and_back(client: httpx2.Client, bands: int)
     assert (said["input"]["bits"], said["output"]["bits"], said["tiles"]) == (16, 16, 1)
 
 
-def test_a_texture_stays_seamless_through_the_network(client: httpx2.Client) -> None:
-    """Its result laid side by side has no seam; it is what the middle of nine of them would be."""
+@pytest.mark.parametrize("bands", [3, 4])
+def test_a_texture_stays_seamless_through_the_network(client: httpx2.Client, bands: int) -> None:
+    """Its result laid side by side has no seam, nor has its alpha; it is what the middle of nine of them would be."""
     y, x = np.mgrid[:32, :32] * (2 * np.pi / 32)
-    planes = [127 + 100 * np.sin(3 * x + k) * np.cos(2 * y - k) for k in range(3)]
+    planes = [127 + 100 * np.sin(3 * x + k) * np.cos(2 * y - k) for k in range(bands)]
     pixels = np.rint(np.stack(planes, -1)).astype(np.uint8)
 
     def png(samples: np.ndarray) -> bytes:
@@ -75,6 +78,18 @@ def test_a_texture_stays_seamless_through_the_network(client: httpx2.Client) -> 
     nine = np.asarray(Image.open(io.BytesIO(post(client, png(np.tile(pixels, (3, 3, 1)))).content)))
 
     assert np.array_equal(result, nine[128:256, 128:256])
+
+
+def test_a_texture_costs_what_any_picture_costs(client: httpx2.Client) -> None:
+    """Width x height x price, though the worker looks at more than that."""
+    stream = io.BytesIO()
+    Image.new("RGB", (120, 90), (20, 90, 200)).save(stream, "png")
+
+    answer = post(client, stream.getvalue(), tileable="true")
+
+    fee = (answer.headers["Fourfold-Input-Pixels"], answer.headers["Fourfold-Fee-Wei"])
+    assert fee == (str(120 * 90), str(120 * 90 * WEI_PER_PIXEL))
+    assert json.loads(answer.headers["Fourfold-Fidelity"])["padded_px"] > 0
 
 
 def test_a_camera_picture_becomes_a_small_jpeg(client: httpx2.Client) -> None:

@@ -76,7 +76,7 @@ def test_the_form_is_livepeers_and_ours() -> None:
     form = DOCUMENT["components"]["schemas"]["UpscaleForm"]
 
     passed_on = {field.name for field in dataclasses.fields(wire.UpscaleFields)}
-    wanted = {"output_format", "quality", "metadata", "scale", "width", "height", "fit", "tileable"}
+    wanted = {"output_format", "quality", "metadata", "scale", "width", "height", "fit"}
     assert set(form["properties"]) == {"image"} | passed_on | wanted
     assert {"prompt", "model_id", "safety_check", "seed", "num_inference_steps"} <= passed_on  # Livepeer's
     assert form["required"] == ["image"]

@@ -106,7 +106,7 @@ def test_the_fields() -> None:
 
 
 #: Carried together, as `wire.RunFacts`.
-RUN_FACTS = {"TILES_HEADER", "MODE_HEADER", "WARNINGS_HEADER"}
+RUN_FACTS = {"TILES_HEADER", "PADDED_HEADER", "MODE_HEADER", "WARNINGS_HEADER"}
 
 
 def uses_of(constant: str, role: str) -> Iterator[str]:

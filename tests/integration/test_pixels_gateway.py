@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fourfold.imaging import writing
+from fourfold.testing.fake_jobs import Style
 from fourfold.testing.fake_orchestrator import FakeOrchestrator
 from fourfold.testing.running_gateway import RunningGateway, running_gateway
 
@@ -30,10 +31,10 @@ def picture(mode: str = "RGB", kind: str = "png", size: tuple[int, int] = (12, 9
 
 @asynccontextmanager
 async def network(
-    folder: Path, **settings: object
+    folder: Path, style: Style = "fourfold", **settings: object
 ) -> AsyncIterator[tuple[FakeOrchestrator, RunningGateway, httpx2.AsyncClient]]:
     async with (
-        FakeOrchestrator(folder / "o", style="fourfold") as orchestrator,
+        FakeOrchestrator(folder / "o", style=style) as orchestrator,
         running_gateway(folder / "g", [orchestrator.url], **settings) as gateway,
         httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as client,
     ):
@@ -132,3 +133,19 @@ async def test_a_picture_too_wide_for_webp_is_refused_before_the_work(tmp_path: 
 
     assert (answer.status_code, jobs) == (400, 0)
     assert "16383" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("style", "jobs"), [("livepeer-url", 1), ("livepeer-data", 1), ("fourfold", 2)])
+async def test_a_peer_that_knows_no_tileable_is_sent_the_edges(tmp_path: Path, style: Style, jobs: int) -> None:
+    """Livepeer's at once; ours with a Livepeer runner once it has not said that it did it. The fee counts them."""
+    async with network(tmp_path, style) as (orchestrator, _, client):
+        answer = await post(client, picture("RGBA"), "image/png", tileable="true")
+
+    assert answer.status_code == 200, answer.text
+    with Image.open(io.BytesIO(answer.content)) as result:
+        assert (result.size, result.mode) == ((48, 36), "RGBA")
+    sent = [Image.open(io.BytesIO(dict(job.parts)["image"])).size for job in orchestrator.jobs]
+    assert sent == [(12, 9), (204, 201)][-jobs:]
+    assert "tileable" not in dict(orchestrator.jobs[-1].parts)
+    assert answer.headers["Fourfold-Input-Pixels"] == str(204 * 201)
+    assert json.loads(answer.headers["Fourfold-Fidelity"])["padded_px"] == 96

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -28,9 +28,10 @@ from fourfold.gateway.board import OpenJob
 from fourfold.gateway.discovery import Discovery
 from fourfold.gateway.jobs import JobState
 from fourfold.gateway.output_form import Wanted
-from fourfold.gateway.ports import Clock, Codec, Prepared, SystemClock
+from fourfold.gateway.ports import Clock, Codec, SystemClock
 from fourfold.gateway.quarantine import Quarantine
 from fourfold.gateway.selection import LIVEPEER_MODEL, Offer, price_ceiling, rank, resolve_model
+from fourfold.gateway.sending import Sent, as_it_is, extended
 from fourfold.gateway.submission import Answer, Submitter, WorkOrder
 from fourfold.imaging import Fidelity, Measures, Written, describe
 from fourfold.protocol.units import Pixels, Wei
@@ -41,8 +42,6 @@ from fourfold.telemetry import Metrics
 log = logging.getLogger(__name__)
 
 SCALE: Final = 4
-#: What a tileable picture is extended by: the most that any model sees around a pixel, whichever will run.
-_WRAP_PX: Final = 96
 #: A model that was on offer this long ago may be about to come back: its worker restarts.
 _COMING_BACK_S: Final = 15.0
 
@@ -62,16 +61,32 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a good attempt brought."""
+
+    offer: Offer
+    sent: Sent
+    answer: Answer
+    image: Path
+    measures: Measures
+
+
+@dataclass(slots=True)
 class _Task:
     """What the attempts of one job share."""
 
     open_job: OpenJob
     request_id: str
-    prepared: Prepared
-    fields: UpscaleFields
+    source: Path  #: the upload as it came
     folder: Path
-    pixels: Pixels
+    plain: Sent
     attempts: Attempts
+    extended: Sent | None = None  #: of a tileable picture, once somebody needed it
+
+    @property
+    def model_id(self) -> str:
+        """What runs, wherever it does."""
+        return self.plain.fields.model_id
 
 
 class Dispatcher:
@@ -153,32 +168,32 @@ class Dispatcher:
     ) -> Delivered:
         # 1. Canonical form: damaged and oversized pictures end here, before anybody else sees them.
         with self._timed("prepare"):
-            wrap_px = _WRAP_PX if wanted.tileable else 0
-            prepared = await self._codec.prepare(source, folder, self._settings.limits, wrap_px=wrap_px)
-        width, height = prepared.width - 2 * wrap_px, prepared.height - 2 * wrap_px
+            plain = await as_it_is(self._codec, source, folder, self._settings.limits, fields)
+        width, height = plain.prepared.width, plain.prepared.height
         options = wanted.options
         options.output_size(width, height)  # a size or format that cannot be is refused before anybody works
-        open_job.input_pixels = pixels = Pixels(prepared.width * prepared.height)
         # 2. The model, and a seed that all attempts share.
         model_id = await self._resolve_model(fields.model_id)
         seed = self._draw_seed() if fields.seed is None else fields.seed
-        fields = replace(fields, model_id=model_id, seed=seed)
-        task = _Task(open_job, request_id, prepared, fields, folder, pixels, attempts)
+        plain = replace(plain, fields=replace(fields, model_id=model_id, seed=seed))
+        open_job.input_pixels = plain.pixels
+        task = _Task(open_job, request_id, source, folder, plain, attempts)
         await self._refuse_quarantined(task)
         # 3. Have it done.
-        offer, answer, image, measures = await self._deliver(task)
+        done = await self._deliver(task)
+        answer, image, recipe = done.answer, done.image, done.sent.prepared.recipe
         # 4. Put back what `prepare` took away, if anything, write it as asked for, and keep the result.
-        written = Written(SCALE * width, SCALE * height, measures.bits)
-        if not (prepared.recipe.is_identity and options.is_plain(width, height)):
+        written = Written(SCALE * width, SCALE * height, done.measures.bits)
+        if not (recipe.is_identity and options.is_plain(width, height)):
             with self._timed("finish", model_id):
                 finished = folder / f"finished{options.file_format.suffix}"
-                written = await self._codec.finish(image, prepared.recipe, finished, options)
+                written = await self._codec.finish(image, recipe, finished, options)
                 image = finished
         with self._timed("store", model_id):
             key = await self._store.put(image, suffix=options.file_format.suffix)
-        open_job.fee = fee = offer.fee(pixels)
-        notes = {"tiles": answer.run.tiles, "mode": answer.run.mode, "warnings": answer.run.warnings}
-        fidelity = describe(prepared.recipe, written, measures, format_name=options.format, notes=notes)
+        open_job.input_pixels = pixels = done.sent.pixels
+        open_job.fee = fee = done.offer.fee(pixels)
+        fidelity = describe(recipe, written, done.measures, format_name=options.format, notes=asdict(answer.run))
         return Delivered(key, model_id, answer.seed, answer.nsfw, answer.safety, pixels, fee, fidelity)
 
     async def _resolve_model(self, requested: str) -> str:
@@ -211,11 +226,11 @@ class Dispatcher:
             await self._clock.sleep(FIRST_PAUSE_S)
             waited_s += FIRST_PAUSE_S
 
-    async def _deliver(self, task: _Task) -> tuple[Offer, Answer, Path, Measures]:
-        """Return the first good answer: the offer it came from, the answer, the picture's file and how near it is."""
-        attempts, model_id = task.attempts, task.fields.model_id
+    async def _deliver(self, task: _Task) -> _Outcome:
+        """Return what the first good attempt brought."""
+        attempts, model_id, pixels = task.attempts, task.model_id, task.plain.pixels
         while True:
-            ranked = rank(self._discovery.offers(model_id), input_pixels=task.pixels, max_price=self._max_price)
+            ranked = rank(self._discovery.offers(model_id), input_pixels=pixels, max_price=self._max_price)
             offer = next((o for o in ranked if o.orchestrator not in attempts.tried), None)
             if offer is None:
                 pause_s = attempts.next_pause_s(limit_s=self._settings.capacity_wait_s)
@@ -235,29 +250,45 @@ class Dispatcher:
                 self._metrics.count_error(exc)
             task.open_job.to(JobState.QUEUED)
 
-    async def _attempt(self, task: _Task, offer: Offer) -> tuple[Offer, Answer, Path, Measures]:
+    async def _attempt(self, task: _Task, offer: Offer) -> _Outcome:
         """Have the work done at *offer* and check what comes back."""
+        target = task.folder / f"result-{task.attempts.count + 1}.png"
+        task.open_job.to(JobState.RUNNING, model_id=task.model_id)
+        sent = task.plain if offer.is_ours or not task.plain.fields.tileable else await self._extended(task)
+        started_s = self._clock.monotonic()
+        with self._discovery.occupying(offer):
+            answer = await self._submit(task, offer, sent, target)
+            if sent.fields.tileable and answer.run.padded_px is None:  # it runs a Livepeer runner
+                sent = await self._extended(task)
+                answer = await self._submit(task, offer, sent, target)
+        seconds = self._clock.monotonic() - started_s
+        with self._timed("verify", task.model_id):
+            width, height = SCALE * sent.prepared.width, SCALE * sent.prepared.height
+            original = sent.prepared.canvas or sent.prepared.path
+            measures = await self._codec.verify(target, width, height, original)
+        self._discovery.note_success(offer, seconds=seconds, input_pixels=sent.pixels, is_ours=answer.is_ours)
+        return _Outcome(offer, sent, answer, target, measures)
+
+    async def _submit(self, task: _Task, offer: Offer, sent: Sent, target: Path) -> Answer:
+        """Give *sent* to *offer*, once, under an id of its own."""
         task.attempts.count += 1
         job_id = f"{task.open_job.job_id}-{task.attempts.count}"
-        target = task.folder / f"result-{task.attempts.count}.png"
-        model_id = task.fields.model_id
-        task.open_job.to(JobState.RUNNING, model_id=model_id)
-        started_s = self._clock.monotonic()
-        with self._discovery.occupying(offer), self._timed("submit", model_id):
+        with self._timed("submit", task.model_id):
             token = await self._discovery.auth_token(offer, renew=task.attempts.wants_fresh_token)
-            order = WorkOrder(job_id, task.request_id, task.prepared.path, task.fields)
+            order = WorkOrder(job_id, task.request_id, sent.prepared.path, sent.fields)
             try:
-                answer = await self._submitter.submit(order, offer, token, target)
+                return await self._submitter.submit(order, offer, token, target)
             except (asyncio.CancelledError, UnreachableError):
                 self._cancel_there(job_id, offer)
                 raise
-        seconds = self._clock.monotonic() - started_s
-        with self._timed("verify", model_id):
-            width, height = SCALE * task.prepared.width, SCALE * task.prepared.height
-            original = task.prepared.canvas or task.prepared.path
-            measures = await self._codec.verify(target, width, height, original)
-        self._discovery.note_success(offer, seconds=seconds, input_pixels=task.pixels, is_ours=answer.is_ours)
-        return offer, answer, target, measures
+
+    async def _extended(self, task: _Task) -> Sent:
+        """Return the tileable picture with its edges around it, for a peer that knows no such field."""
+        if task.extended is None:
+            with self._timed("prepare"):
+                folder, limits = task.folder / "extended", self._settings.limits
+                task.extended = await extended(self._codec, task.source, folder, limits, task.plain.fields)
+        return task.extended
 
     async def _note_failure(self, task: _Task, offer: Offer, error: FourfoldError) -> None:
         """Remember what a failed attempt means for the orchestrator and for the input."""
@@ -265,7 +296,7 @@ class Dispatcher:
         facts = {"job_id": task.open_job.job_id, "orchestrator": offer.orchestrator, "model_id": offer.model_id}
         log.warning("attempt_failed", extra={**facts, "code": error.code, "attempt": task.attempts.count})
         if isinstance(error, EngineCrashedError) and task.attempts.is_input_suspect:
-            digest = await asyncio.to_thread(_digest, task.prepared.path, offer.model_id)
+            digest = await asyncio.to_thread(_digest, task.plain.prepared.path, offer.model_id)
             self._quarantine.add(digest, now_s=self._clock.monotonic())
             log.error("input_quarantined", extra={**facts, "digest": digest[:16]})
 
@@ -273,7 +304,7 @@ class Dispatcher:
         """Raise EngineCrashedError if this input crashed two orchestrators' workers a short while ago."""
         if not self._quarantine:
             return
-        digest = await asyncio.to_thread(_digest, task.prepared.path, task.fields.model_id)
+        digest = await asyncio.to_thread(_digest, task.plain.prepared.path, task.model_id)
         if self._quarantine.holds(digest, now_s=self._clock.monotonic()):
             raise EngineCrashedError("this image crashed two workers a short while ago; it is not tried on a third")
 

@@ -361,8 +361,9 @@ def _form() -> dict[str, Any]:
         "tileable": {
             "type": "boolean",
             "default": False,
-            "description": "The image fits to itself, and is to fit afterwards; the fee counts the edges that are "
-            "wrapped around it as well: fidelity.padded_px pixels on every side",
+            "description": "The image fits to itself, and is to fit afterwards. The fee is for the image; where a "
+            "Livepeer worker runs, it is sent with edges around it, fidelity.padded_px on every side, which the fee "
+            "and Fourfold-Input-Pixels then count as well",
         },
     }
     return _object(fields, required=["image"])

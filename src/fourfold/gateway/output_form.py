@@ -8,10 +8,10 @@ from typing import Final
 
 from fourfold.errors import InvalidParameterError, ValidationError
 from fourfold.imaging import FORMATS, OutputOptions
-from fourfold.protocol.wire import read_boolean, read_integer
+from fourfold.protocol.wire import read_integer
 
 #: The fields of the form that are read here.
-OUTPUT_NAMES: Final = frozenset({"output_format", "quality", "metadata", "scale", "width", "height", "fit", "tileable"})
+OUTPUT_NAMES: Final = frozenset({"output_format", "quality", "metadata", "scale", "width", "height", "fit"})
 
 _MEDIA_TYPE_TO_FORMAT: Final = {known.media_type: name for name, known in FORMATS.items()}
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,12}(?:\.[0-9]{0,12})?\Z")
@@ -23,7 +23,6 @@ class Wanted:
     """How the result is to be written and sent."""
 
     options: OutputOptions = field(default_factory=OutputOptions)
-    tileable: bool = False  #: opposite edges are to fit together in the result as they do in the picture
     is_body: bool = False  #: the answer is the picture itself, not JSON that names its address
 
 
@@ -47,7 +46,7 @@ def parse_wanted(form: Mapping[str, str], accept: str) -> Wanted:
         height=read_integer(form, "height"),
         fit=form.get("fit", "").strip().lower() or "contain",
     )
-    return Wanted(options, tileable=read_boolean(form, "tileable", default=False), is_body=is_body)
+    return Wanted(options, is_body=is_body)
 
 
 def _accepted(accept: str) -> tuple[bool, str]:

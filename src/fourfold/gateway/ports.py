@@ -36,10 +36,13 @@ class Prepared(Protocol):
 class Codec(Protocol):
     """Decodes and encodes pictures somewhere that is not the event loop."""
 
-    async def prepare(self, source: Path, folder: Path, limits: LimitSettings, /, *, wrap_px: int = 0) -> Prepared:
+    async def prepare(
+        self, source: Path, folder: Path, limits: LimitSettings, /, *, wrap_px: int = 0, alpha_wrap_px: int = 0
+    ) -> Prepared:
         """Bring *source* to canonical form, in *folder* if a new file is needed.
 
-        Args: *wrap_px*, extend it by this much of its opposite edges.
+        Args: *wrap_px*, extend it by this much of its opposite edges; *alpha_wrap_px*, only the transparency that
+            :meth:`finish` puts back.
 
         Raises: UnsupportedFormatError, ImageTooLargeError, InvalidImageError.
         """

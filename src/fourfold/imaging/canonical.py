@@ -24,6 +24,7 @@ class Working:
 
     folder: Path  #: for the files that the recipe names
     wrap_px: int = 0  #: extend it by this much of its opposite edges
+    alpha_wrap_px: int = 0  #: the same for its transparency alone: whoever upscales the colours extends them
     max_bits: int = 16
 
 
@@ -52,8 +53,10 @@ def to_canonical(image: Any, header: Header, working: Working, warnings: tuple[s
     transparency, alpha_canvas = "none", None
     if has_alpha:
         mask = colour.at_depth(upright.extract_band(upright.bands - 1), depth)
-        joined = _wrapped(srgb.bandjoin(mask), working.wrap_px, folder)
+        around_px = max(working.wrap_px, working.alpha_wrap_px)
+        joined = _wrapped(srgb.bandjoin(mask), around_px, folder)
         srgb, alpha_canvas, transparency = _without_alpha(joined, depth, folder)
+        srgb = _cropped(srgb, around_px - working.wrap_px)
     else:
         srgb = _wrapped(srgb, working.wrap_px, folder)
     intake = Intake(
@@ -103,7 +106,8 @@ def from_canonical(image: Any, recipe: Recipe, size: tuple[int, int], folder: Pa
     try:
         alpha.enlarge(small, big, is_hard=recipe.is_hard)
         with mapped(big) as mask:
-            mask = _resized(_cropped(colour.at_depth(mask, depth), recipe.wrap_px * 4), size)
+            around_px = (small.width - recipe.intake.width) // 2 if recipe.intake.width else recipe.wrap_px
+            mask = _resized(_cropped(colour.at_depth(mask, depth), around_px * 4), size)
             yield image.bandjoin(mask).copy(interpretation=image.interpretation)
     finally:
         big.path.unlink(missing_ok=True)

@@ -69,10 +69,17 @@ class Codec:
         """Return what the header of *source* says. Raises: see ``imaging.formats.inspect``."""
         return Header(**await self._ask("inspect", source=str(source), limits=_plain(limits)))
 
-    async def prepare(self, source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0) -> Prepared:
+    async def prepare(
+        self, source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0, alpha_wrap_px: int = 0
+    ) -> Prepared:
         """Bring *source* to canonical form, encoded. Raises: see ``imaging.files.prepare``."""
         done = await self._ask(
-            "prepare", source=str(source), folder=str(folder), limits=_plain(limits), wrap_px=wrap_px
+            "prepare",
+            source=str(source),
+            folder=str(folder),
+            limits=_plain(limits),
+            wrap_px=wrap_px,
+            alpha_wrap_px=alpha_wrap_px,
         )
         recipe = Recipe.from_json(done["recipe"])
         canvas = Canvas.from_json(done["canvas"]) if done["canvas"] else None

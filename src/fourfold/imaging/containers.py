@@ -1,5 +1,6 @@
 """Checks of a file's structure that libvips leaves undone: is all of it there, and is it no trap."""
 
+import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ _TIFF_TAGS: Final = frozenset(
 _UNSIGNED: Final = 1
 _JPEG_FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _JPEG_LS: Final = 0xF7
+_GIF_BLOCKS: Final = 100_000  #: before the first frame
 _PNG_KEPT: Final = (b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"eXIf")
 
 
@@ -120,6 +122,31 @@ def check_jpeg(path: Path) -> None:
                     raise UnsupportedFormatError(f"{what} is not read here; send a JPEG of 8 bits, or a PNG of 16")
                 return
             file.seek(length - 2, 1)
+
+
+def gif_frame(path: Path) -> tuple[int, int, int, int] | None:
+    """Return left, top, width and height of a GIF's first frame on its canvas; None where that is not to be found."""
+    with path.open("rb") as file:
+        head = file.read(13)
+        file.seek(_gif_table_bytes(head[10:11]), 1)
+        is_in_extension = False
+        for _ in range(_GIF_BLOCKS):
+            first = file.read(1)
+            if is_in_extension and first:
+                file.seek(first[0], 1)
+                is_in_extension = first != b"\0"
+            elif first == b"!":
+                file.seek(1, 1)
+                is_in_extension = True
+            else:
+                place = file.read(8)
+                return struct.unpack("<4H", place) if first == b"," and len(place) == 8 else None
+    return None
+
+
+def _gif_table_bytes(flags: bytes) -> int:
+    """Return how long the palette is that a GIF's header announces."""
+    return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
 
 
 def check_tiff(path: Path) -> None:

@@ -44,6 +44,7 @@ _D50: Final = (0.9642, 1.0, 0.8249)
 _BRADFORD: Final = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _DEEPEST: Final = 3  #: boxes that colr lies in
 _BOXES: Final = 1_000
+_MONOCHROME: Final = 0x10  #: of the third byte of an AV1 configuration
 
 
 def of_png(chunks: Mapping[bytes, bytes], *, is_grey: bool) -> bytes | None:
@@ -76,7 +77,15 @@ def of_codes(primaries: int, transfer: int, *, is_grey: bool = False) -> bytes |
     return _profile(_CODE_TO_PLACES.get(primaries, _SRGB), _CODE_TO_GAMMA.get(transfer), is_grey=is_grey)
 
 
-def of_boxes(path: Path) -> bytes | None:
+def is_grey(path: Path) -> bool:
+    """Whether an AVIF has no colour in any of its items: AV1's monochrome flag, which transparency always has."""
+    with path.open("rb") as file:
+        properties = _properties(file, 0, path.stat().st_size, depth=0)
+        flags = [content[2] & _MONOCHROME for name, content in properties if name == b"av1C" and len(content) > 2]
+    return bool(flags) and all(flags)
+
+
+def of_boxes(path: Path, *, is_grey: bool = False) -> bytes | None:
     """Return the profile that the first nclx box of an AVIF or HEIC describes, None where there is none or it is sRGB.
 
     Raises: UnsupportedFormatError for high dynamic range.
@@ -86,7 +95,7 @@ def of_boxes(path: Path) -> bytes | None:
         for name, content in _properties(file, 0, size, depth=0):
             if name == b"colr" and content[:4] == b"nclx" and len(content) >= 8:
                 primaries, transfer = struct.unpack(">HH", content[4:8])
-                return of_codes(primaries, transfer)
+                return of_codes(primaries, transfer, is_grey=is_grey)
     return None
 
 

@@ -76,7 +76,8 @@ def describe(
 ) -> Fidelity:
     """Return what is to be said of a finished picture.
 
-    Args: *notes*, what the engine said of its run, as far as it is known: ``tiles``, ``mode``, ``warnings``.
+    Args: *notes*, what the engine said of its run, as far as it is known: ``tiles``, ``mode``, ``warnings``,
+            and by how many pixels (``padded_px``) it extended a picture that *recipe* says was not.
     """
     intake, notes = recipe.intake, notes or {}
     colour = "unchanged"
@@ -95,7 +96,7 @@ def describe(
     if intake.bits > written.bits:
         warnings.append(f"{intake.bits} bits of a sample became {written.bits}")
     engine_warnings = notes.get("warnings", ())
-    tiles, mode = notes.get("tiles"), notes.get("mode")
+    tiles, mode, padded_px = notes.get("tiles"), notes.get("mode"), notes.get("padded_px")
     alpha = "flattened" if recipe.alpha is not None and format_name == "jpeg" else intake.alpha
     return Fidelity(
         input={name: getattr(intake, name) for name in ("format", "width", "height", "bits", "colour", "frames")},
@@ -105,7 +106,7 @@ def describe(
         colour=colour,
         clipped_share=round(intake.clipped, 5),
         alpha=alpha,
-        padded_px=recipe.wrap_px,
+        padded_px=padded_px if isinstance(padded_px, int) else recipe.wrap_px,
         mode=mode if isinstance(mode, str) else None,
         tiles=tiles if isinstance(tiles, int) else None,
         resampled=(written.width, written.height) != (4 * intake.width, 4 * intake.height),

@@ -25,16 +25,17 @@ _KEPT_PIXELS: Final = 4_000_000
 _STRIP_ROWS: Final = 64
 
 
-def prepare(source: Path, folder: Path, limits: Limits, *, wrap_px: int = 0) -> Prepared:
+def prepare(source: Path, folder: Path, limits: Limits, *, wrap_px: int = 0, alpha_wrap_px: int = 0) -> Prepared:
     """Bring *source* to canonical form, encoded; a file that is canonical already passes untouched.
 
     Every pixel is decoded, so that damage shows here and not at a worker.
 
-    Args: *wrap_px*, extend the picture by this much of its opposite edges, for a texture that is to stay tileable.
+    Args: *wrap_px*, extend the picture by this much of its opposite edges, for a texture that is to stay tileable;
+        *alpha_wrap_px*, only its transparency, which stays here: whoever upscales the colours extends them.
     Raises: InvalidImageError, UnsupportedFormatError, ImageTooLargeError: see :func:`formats.inspect`; damaged pixels.
         StorageFullError: *folder* cannot take the copy.
     """
-    image, kind, recipe = _canonical(source, limits, Working(folder, wrap_px))
+    image, kind, recipe = _canonical(source, limits, Working(folder, wrap_px, alpha_wrap_px=alpha_wrap_px))
     bits = 16 if image.format == "ushort" else 8
     if _is_canonical(source, kind, recipe):
         try:
@@ -50,7 +51,7 @@ def prepare(source: Path, folder: Path, limits: Limits, *, wrap_px: int = 0) -> 
 
 def open_canvas(source: Path, folder: Path, limits: Limits, *, wrap_px: int = 0, max_bits: int = 16) -> Opened:
     """Bring *source* to canonical form, decoded into ``folder/input.raw``. Raises: as :func:`prepare`."""
-    image, _, recipe = _canonical(source, limits, Working(folder, wrap_px, max_bits))
+    image, _, recipe = _canonical(source, limits, Working(folder, wrap_px, max_bits=max_bits))
     try:
         canvas = measure.as_canvas(image, folder / "input.raw")
     except pyvips.Error as exc:

@@ -68,8 +68,8 @@ def load(path: Path, kind: str) -> Any:
 def open_picture(path: Path, kind: str) -> tuple[Any, tuple[str, ...]]:
     """Open a client's picture as :func:`load` does, completed by what libvips leaves unread; return what to warn of.
 
-    A PNG's orientation may stand after its pixels, colours may be described without a profile, and a TIFF's bands
-    beyond the colours need not be transparency.
+    A PNG's orientation may stand after its pixels, colours may be described without a profile, a TIFF's bands beyond
+    the colours need not be transparency, a GIF's frame may be smaller than its canvas, and an AVIF may be grey.
 
     Raises: InvalidImageError for a damaged header; UnsupportedFormatError for high dynamic range.
     """
@@ -85,8 +85,14 @@ def open_picture(path: Path, kind: str) -> tuple[Any, tuple[str, ...]]:
             image = image.copy()
             image.set_type(pyvips.GValue.blob_type, "exif-data", exif.PREFIX + facts[b"eXIf"])
             image.set_type(pyvips.GValue.gint_type, "orientation", exif.orientation(facts[b"eXIf"]))
-    elif kind == "avif" and not image.get_typeof("icc-profile-data"):
-        profile = described.of_boxes(path)
+    elif kind == "gif":
+        image = _on_canvas(image, containers.gif_frame(path))
+    elif kind == "avif":
+        embedded = image.get("icc-profile-data") if image.get_typeof("icc-profile-data") else None
+        # A profile for colours is not for grey; then what libvips made of it stays.
+        is_grey = (embedded is None or embedded[16:20] == b"GRAY") and described.is_grey(path)
+        image = _as_grey(image) if is_grey else image
+        profile = described.of_boxes(path, is_grey=is_grey) if embedded is None else None
     elif kind == "tiff":
         image, lost = _without_extra_bands(image, containers.tiff_extra_samples(path))
         if lost:
@@ -146,6 +152,28 @@ def _without_extra_bands(image: Any, meanings: list[int]) -> tuple[Any, int]:
         kept = kept.bandjoin(image.extract_band(colours + alphas[0]))
     kept = kept.copy(interpretation=image.interpretation)
     return kept, image.bands - kept.bands
+
+
+def _on_canvas(image: Any, frame: tuple[int, int, int, int] | None) -> Any:
+    """Return a GIF's opaque *image* with nothing around its *frame*, as viewers show it, where libvips has black."""
+    if frame is None or image.hasalpha():
+        return image
+    left, top = min(frame[0], image.width), min(frame[1], image.height)
+    width, height = min(frame[2], image.width - left), min(frame[3], image.height - top)
+    if (width, height) == (image.width, image.height):
+        return image
+    mask = pyvips.Image.black(image.width, image.height)
+    if width and height:
+        mask = (pyvips.Image.black(width, height) + 255).cast("uchar").embed(left, top, image.width, image.height)
+    return image.bandjoin(mask).copy(interpretation=image.interpretation)
+
+
+def _as_grey(image: Any) -> Any:
+    """Return one of an image's three equal colours, and its transparency."""
+    grey = image.extract_band(0)
+    if image.hasalpha():
+        grey = grey.bandjoin(image.extract_band(image.bands - 1))
+    return grey.copy(interpretation="grey16" if image.format == "ushort" else "b-w")
 
 
 def orientation(image: Any) -> int:

@@ -31,7 +31,7 @@ class Recipe:
     """What :func:`prepare` took away and :func:`finish` puts back."""
 
     grey: bool = False  #: the picture has one colour band; it comes back with one
-    alpha: Canvas | None = None  #: its transparency, one band of the (padded) input's size
+    alpha: Canvas | None = None  #: its transparency, one band; of the input's size, or extended on every side
     is_hard: bool = False  #: the transparency knows only 0 and full; its edges are to stay crisp
     profile: Path | None = None  #: the profile to be embedded
     converts: bool = False  #: the pixels are to be converted from sRGB to *profile*

@@ -34,7 +34,8 @@ def _inspect(request: Mapping[str, Any]) -> _Reply:
 
 def _prepare(request: Mapping[str, Any]) -> _Reply:
     source, folder = Path(request["source"]), Path(request["folder"])
-    done = files.prepare(source, folder, _Limits(**request["limits"]), wrap_px=request["wrap_px"])
+    wraps = {name: request[name] for name in ("wrap_px", "alpha_wrap_px")}
+    done = files.prepare(source, folder, _Limits(**request["limits"]), **wraps)
     canvas = done.canvas.to_json() if done.canvas else None
     sizes = {"width": done.width, "height": done.height, "bits": done.bits}
     return {"path": str(done.path), "recipe": done.recipe.to_json(), "canvas": canvas, **sizes}

@@ -36,6 +36,7 @@ FIDELITY_HEADER: Final = "Fourfold-Fidelity"
 BITS_HEADER: Final = "Fourfold-Bits"
 #: From a worker, handed on to the client: see `RunFacts`.
 TILES_HEADER: Final = "Fourfold-Tiles"
+PADDED_HEADER: Final = "Fourfold-Padded"
 MODE_HEADER: Final = "Fourfold-Mode"
 WARNINGS_HEADER: Final = "Fourfold-Warnings"  #: a JSON array of texts, ASCII
 REQUEST_ID_HEADER: Final = "X-Request-ID"
@@ -75,6 +76,7 @@ class UpscaleFields:
     guidance_scale: float | None = None  #: >= 0
     noise_level: int | None = None  #: 0 .. 350
     mode: str | None = None  #: exact or fast
+    tileable: bool = False  #: opposite edges are to fit together in the result as they do in the picture
 
     def to_form(self) -> dict[str, str]:
         """Return the fields as form values, in Livepeer's order; absent ones stay absent."""
@@ -87,7 +89,7 @@ class UpscaleFields:
         for name in ("negative_prompt", "guidance_scale", "noise_level", "mode"):
             if (value := getattr(self, name)) is not None:
                 form[name] = str(value)
-        return form
+        return form | ({"tileable": "true"} if self.tileable else {})
 
 
 #: The text fields that :func:`parse_fields` reads.
@@ -134,6 +136,7 @@ def parse_fields(form: Mapping[str, str], *, max_prompt_chars: int, max_steps: i
         guidance_scale=guidance,
         noise_level=noise_level,
         mode=mode,
+        tileable=read_boolean(form, "tileable", default=False),
     )
 
 
@@ -183,12 +186,14 @@ class RunFacts:
 
     tiles: int | None = None  #: pieces that it was computed in
     mode: str | None = None  #: of a diffusion model: exact or fast
+    padded_px: int | None = None  #: on every side, for a tileable result; None: it was not asked for, or not understood
     warnings: tuple[str, ...] = ()  #: for people: what of the wishes could not be met
 
     def to_headers(self) -> dict[str, str]:
         """Return the headers; what is not known has none."""
         headers = {} if self.tiles is None else {TILES_HEADER: str(self.tiles)}
         headers |= {} if self.mode is None else {MODE_HEADER: self.mode}
+        headers |= {} if self.padded_px is None else {PADDED_HEADER: str(self.padded_px)}
         return headers | ({WARNINGS_HEADER: json.dumps(self.warnings)} if self.warnings else {})
 
 
@@ -197,17 +202,22 @@ def read_run_facts(headers: Mapping[str, str]) -> RunFacts:
 
     Args: *headers*, a mapping that does not care for case.
     """
-    tiles, mode = headers.get(TILES_HEADER, ""), headers.get(MODE_HEADER)
     try:
         told = json.loads(headers.get(WARNINGS_HEADER, "[]"))
     except (ValueError, RecursionError):
         told = []
     warnings = [text[:_WARNING_CHARS] for text in told if isinstance(text, str)] if isinstance(told, list) else []
     return RunFacts(
-        tiles=int(tiles) if tiles.isascii() and tiles.isdecimal() and len(tiles) <= 9 else None,
-        mode=mode if mode in MODES else None,
+        tiles=_count(headers.get(TILES_HEADER, "")),
+        mode=mode if (mode := headers.get(MODE_HEADER)) in MODES else None,
+        padded_px=_count(headers.get(PADDED_HEADER, "")),
         warnings=tuple(warnings[:_MOST_WARNINGS]),
     )
+
+
+def _count(text: str) -> int | None:
+    """Return the number of at most nine digits that *text* is, None if it is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
 
 
 def check_job_id(text: str) -> str:

@@ -27,9 +27,12 @@ from fourfold.telemetry import Metrics
 class ThreadCodec:
     """The real codec, in threads of this process: quick to start, and not to be killed."""
 
-    async def prepare(self, source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0) -> Prepared:
+    async def prepare(
+        self, source: Path, folder: Path, limits: LimitSettings, *, wrap_px: int = 0, alpha_wrap_px: int = 0
+    ) -> Prepared:
         """Bring *source* to canonical form."""
-        return await asyncio.to_thread(files.prepare, source, folder, limits, wrap_px=wrap_px)
+        wraps = {"wrap_px": wrap_px, "alpha_wrap_px": alpha_wrap_px}
+        return await asyncio.to_thread(files.prepare, source, folder, limits, **wraps)
 
     async def verify(self, source: Path, width: int, height: int, original: Path | Canvas) -> Measures:
         """Decode all of *source*."""

@@ -121,7 +121,7 @@ class _Routes:
             folder = held.enter_context(self.worker.admit(f"{job_id}-{secrets.token_hex(4)}"))
             order = await self._read_order(request, job_id, folder)
             done = await unless_gone(request.receive, self._run(order, folder), name=f"job-{job_id}")
-            return self._reply(request, done, held.pop_all().close)
+            return self._reply(request, order, done, held.pop_all().close)
 
     async def health(self) -> Response:
         """Say how the worker is: LOADING, OK, IDLE or ERROR. Answers while jobs run."""
@@ -212,6 +212,7 @@ class _Routes:
             seed=secrets.randbits(32) if fields.seed is None else fields.seed,
             num_inference_steps=fields.num_inference_steps,
             safety_check=fields.safety_check,
+            tileable=fields.tileable,
             max_bits=16 if _is_ours(request) and request.headers.get(wire.BITS_HEADER, "16") == "16" else 8,
             measure=False,  # whoever asked has the picture that it is to be compared with
             options=_options(fields),
@@ -235,7 +236,7 @@ class _Routes:
             self.feeds.close(order.job_id, outcome)
         return done
 
-    def _reply(self, request: Request, done: Upscaled, release: Callable[[], None]) -> Response:
+    def _reply(self, request: Request, order: WorkOrder, done: Upscaled, release: Callable[[], None]) -> Response:
         """Answer with the picture: its bytes to ours, a data URL in JSON to a Livepeer peer."""
         score = done.nsfw_score
         is_flagged = score is not None and score >= self.settings.nsfw_threshold
@@ -247,7 +248,8 @@ class _Routes:
             wire.MODEL_HEADER: done.model_id,
         }
         warnings = tuple(done.notes.get("warnings", ()))
-        headers |= wire.RunFacts(done.fidelity.tiles, done.notes.get("mode"), warnings).to_headers()
+        padded_px = done.fidelity.padded_px if order.tileable else None
+        headers |= wire.RunFacts(done.fidelity.tiles, done.notes.get("mode"), padded_px, warnings).to_headers()
         if _is_ours(request):
             return _Held(_PictureResponse(done.path, media_type="image/png", headers=headers), release)
         head = b'{"images":[{"url":"data:image/png;base64,'

@@ -32,7 +32,7 @@ from fourfold.gateway.selection import Offer, price_ceiling
 from fourfold.gateway.submission import Answer, WorkOrder
 from fourfold.imaging import Canvas, Measures, OutputOptions, Recipe, Written
 from fourfold.protocol.units import Pixels, Price, Wei
-from fourfold.protocol.wire import UpscaleFields
+from fourfold.protocol.wire import RunFacts, UpscaleFields
 from fourfold.telemetry import Metrics
 from fourfold.testing.manual_clock import ManualClock
 
@@ -57,6 +57,7 @@ class Network:
     renewed: list[bool] = field(default_factory=list)
     blamed: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    old: set[str] = field(default_factory=set)  #: their workers know nothing of tileable pictures
     looks: int = 0
     seen_models: set[str] = field(default_factory=set)
     was_offered_lately: bool = False
@@ -101,7 +102,8 @@ class Network:
         if outcome is not None:
             raise outcome
         target.write_bytes(b"picture")
-        return Answer(order.fields.seed or 0, False, "clean", True)
+        padded_px = 7 if order.fields.tileable and name_of(offer) not in self.old else None
+        return Answer(order.fields.seed or 0, False, "clean", True, RunFacts(padded_px=padded_px))
 
     async def cancel(self, job_id: str, _: Offer) -> None:
         self.cancelled.append(job_id)
@@ -136,10 +138,12 @@ class Codec:
     bad_results: int = 0
     verified: list[tuple[int, int]] = field(default_factory=list)
 
-    async def prepare(self, source: Path, folder: Path, limits: object, *, wrap_px: int = 0) -> Picture:
+    async def prepare(
+        self, source: Path, folder: Path, limits: object, *, wrap_px: int = 0, alpha_wrap_px: int = 0
+    ) -> Picture:
         if self.refuse:
             raise self.refuse
-        return Picture(source, self.is_identity)
+        return Picture(source, self.is_identity, 3 + 2 * wrap_px, 2 + 2 * wrap_px)
 
     async def verify(self, path: Path, width: int, height: int, original: Path | Canvas) -> Measures:
         self.verified.append((width, height))
@@ -573,3 +577,46 @@ async def test_everyone_is_tried_once_before_anyone_is_tried_twice(image: Path) 
     await run(network, image)
 
     assert network.tried == ["a", "b", "c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("is_ours", "old", "sent", "pixels", "padded_px"),
+    [
+        (True, set(), [True], 3 * 2, 7),
+        (False, set(), [False], 195 * 194, 0),
+        (True, {"a"}, [True, False], 195 * 194, 0),
+    ],
+)
+async def test_a_tileable_picture_is_extended_by_whoever_can(
+    image: Path, is_ours: bool, old: set[str], sent: list[bool], pixels: int, padded_px: int
+) -> None:
+    """By our worker, and the fee is for the picture; for a peer's worker here, and it is for what is sent."""
+    network, codec = Network([offer("a", is_ours=is_ours)], old=old), Codec()
+
+    done = await Bench(network, codec).run(image, replace(FIELDS, tileable=True))
+
+    assert done.delivered is not None
+    assert [order.fields.tileable for order in network.orders] == sent
+    assert len({order.job_id for order in network.orders}) == len(sent)
+    assert (done.delivered.input_pixels, done.delivered.fee) == (pixels, 10 * pixels)
+    assert done.delivered.fidelity.padded_px == padded_px  # the recipe of this codec knows of none
+    assert codec.verified == [(12, 8) if pixels == 6 else (4 * 195, 4 * 194)]
+
+
+async def test_an_extended_picture_is_made_once(image: Path) -> None:
+    """However many of Livepeer's orchestrators are asked."""
+    network = Network([offer("a", is_ours=False), offer("b", is_ours=False)], script={"a": [WorkerFailedError("x")]})
+    codec = Codec()
+    made: list[int] = []
+    prepare = codec.prepare
+
+    async def counted(*arguments: object, **wraps: int) -> Picture:
+        made.append(wraps.get("wrap_px", 0))
+        return await prepare(*arguments, **wraps)
+
+    codec.prepare = counted
+
+    done = await Bench(network, codec).run(image, replace(FIELDS, tileable=True))
+
+    assert done.delivered is not None
+    assert (network.tried, made) == (["a", "b"], [0, 96])

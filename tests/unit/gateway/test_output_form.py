@@ -11,15 +11,15 @@ from fourfold.imaging import OutputOptions
 def test_who_asks_for_nothing_gets_what_livepeer_gives(accept: str) -> None:
     """A PNG four times as large, its address in JSON; empty fields count as absent."""
     assert parse_wanted({}, accept) == Wanted()
-    assert parse_wanted({"output_format": "", "scale": " ", "tileable": ""}, accept) == Wanted()
+    assert parse_wanted({"output_format": "", "scale": " "}, accept) == Wanted()
 
 
 def test_every_field_is_read() -> None:
     """As they are sent in a form: text."""
     form = {"output_format": "WebP", "quality": "80", "metadata": "strip", "width": "100", "height": "90"}
-    form |= {"fit": "exact", "tileable": "true"}
+    form |= {"fit": "exact"}
 
-    assert parse_wanted(form, "") == Wanted(OutputOptions("webp", 80, "strip", None, 100, 90, "exact"), tileable=True)
+    assert parse_wanted(form, "") == Wanted(OutputOptions("webp", 80, "strip", None, 100, 90, "exact"))
     assert parse_wanted({"scale": "2.5"}, "").options.scale == 2.5
 
 
@@ -53,7 +53,6 @@ def test_accept_may_ask_for_the_picture_itself(accept: str, form: dict[str, str]
         ({"scale": "2x"}, ValidationError),
         ({"scale": "nan"}, ValidationError),
         ({"width": "1.5"}, ValidationError),
-        ({"tileable": "perhaps"}, ValidationError),
         ({"output_format": "gif"}, InvalidParameterError),
         ({"output_format": "jpeg", "quality": "0"}, InvalidParameterError),
         ({"scale": "5"}, InvalidParameterError),

@@ -1,5 +1,7 @@
 """From bytes to canonical form and back, checked against Pillow."""
 
+import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from fourfold.errors import (
     InvalidImageError,
     UnsupportedFormatError,
 )
-from fourfold.imaging import Canvas, Measures, Recipe, describe, files, formats
+from fourfold.imaging import Canvas, Measures, Recipe, containers, describe, files, formats
 
 LIMITS = LimitSettings()
 
@@ -298,6 +300,82 @@ def test_of_an_animation_the_first_frame_is_taken_and_the_reply_says_so(upscalin
     assert read(tmp_path / "out.png").convert("RGB").getpixel((5, 5)) == (255, 0, 0)
     said = describe(opened.recipe, written, Measures(), format_name="png")
     assert said.warnings == ("only the first of 3 frames was upscaled",)
+
+
+def gif(frame: tuple[int, int, int, int], *, comment: bytes = b"", transparent: bool = False) -> bytes:
+    """Return a GIF of 6 x 5 whose only frame is red, and lies where *frame* says: left, top, width, height."""
+    stream = io.BytesIO()
+    image = Image.new("P", frame[2:], 0)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.save(stream, "gif", **({"transparency": 1} if transparent else {}), comment=comment)
+    data = bytearray(stream.getvalue())
+    data[6:10] = struct.pack("<HH", 6, 5)
+    start = data.index(b"," + struct.pack("<4H", 0, 0, *frame[2:]))
+    data[start + 1 : start + 9] = struct.pack("<4H", *frame)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+@pytest.mark.parametrize("comment", [b"", b"no, this is no frame! " * 30])
+def test_around_a_gifs_small_frame_is_nothing(upscaling, tmp_path: Path, transparent: bool, comment: bytes) -> None:
+    """Transparent, as viewers show it, not black."""
+    (tmp_path / "a.gif").write_bytes(gif((2, 1, 3, 2), comment=comment, transparent=transparent))
+
+    opened, _ = upscaling.upscale(tmp_path / "a.gif", tmp_path / "out.png")
+
+    assert opened.recipe.intake.alpha == "hard"
+    result = np.asarray(read(tmp_path / "out.png").convert("RGBA"))
+    assert result.shape == (20, 24, 4)
+    assert result[8, 14].tolist() == [255, 0, 0, 255]
+    inside = np.zeros((20, 24), bool)
+    inside[5:11, 9:19] = True
+    assert result[inside, 3].min() == 255 and not result[[0, 2, 14, 19, 8, 8], [0, 12, 12, 23, 5, 22], 3].any()
+
+
+@pytest.mark.parametrize("frame", [(0, 0, 6, 5), (0, 0, 9, 9)])
+def test_a_gif_that_fills_its_canvas_has_no_alpha(upscaling, tmp_path: Path, frame: tuple[int, int, int, int]) -> None:
+    (tmp_path / "a.gif").write_bytes(gif(frame))
+
+    opened, _ = upscaling.upscale(tmp_path / "a.gif", tmp_path / "out.png")
+
+    assert opened.recipe.intake.alpha == "none"
+
+
+@pytest.mark.parametrize("cut", [0, 7, 13, 25])
+def test_a_gif_without_a_frame_names_none(tmp_path: Path, cut: int) -> None:
+    """Cut off, or with comments for ever."""
+    (tmp_path / "a.gif").write_bytes(gif((2, 1, 3, 2))[:cut])
+    (tmp_path / "b.gif").write_bytes(b"GIF89a" + bytes(7) + b"!\xfe" + b"\x01x" * 120_000 + b"\0," + bytes(9))
+
+    assert containers.gif_frame(tmp_path / "a.gif") is None
+    assert containers.gif_frame(tmp_path / "b.gif") is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "bands"),
+    [("L", {}, 1), ("LA", {"subsampling": "4:0:0"}, 2), ("RGB", {}, 3), ("RGBA", {}, 4)],
+)
+def test_a_grey_avif_comes_back_grey(upscaling, tmp_path: Path, mode: str, options: dict[str, str], bands: int) -> None:
+    """Told by AV1's own flag: the loader makes three bands of it. A colour picture's alpha is grey, too."""
+    image = Image.effect_noise((24, 18), 40).convert(mode)
+    if bands in (2, 4):
+        image.putalpha(120)
+    image.save(tmp_path / "a.avif", **options)
+
+    opened, _ = upscaling.upscale(tmp_path / "a.avif", tmp_path / "out.png")
+
+    assert opened.recipe.grey == (bands < 3)
+    assert read(tmp_path / "out.png").getbands() == {1: ("L",), 2: ("L", "A"), 3: (*"RGB",), 4: (*"RGBA",)}[bands]
+
+
+def test_a_grey_avif_with_a_profile_for_colours_keeps_it(upscaling, tmp_path: Path) -> None:
+    """What the profile says of its colours goes before how they are stored."""
+    p3 = bytes(pyvips.Operation.call("profile_load", "p3"))
+    Image.effect_noise((24, 18), 40).save(tmp_path / "a.avif", icc_profile=p3)
+
+    opened, _ = upscaling.upscale(tmp_path / "a.avif", tmp_path / "out.png")
+
+    assert not opened.recipe.grey and opened.recipe.profile is not None
 
 
 @pytest.mark.parametrize("format_", ["float", "uint", "short"])

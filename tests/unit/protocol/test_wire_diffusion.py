@@ -39,6 +39,7 @@ def test_absent_ones_are_never_sent() -> None:
         ("noise_level", "351", InvalidParameterError),
         ("noise_level", "-1", InvalidParameterError),
         ("mode", "best", InvalidParameterError),
+        ("tileable", "perhaps", ValidationError),
         ("negative_prompt", "x" * 21, InvalidParameterError),
     ],
 )
@@ -49,7 +50,7 @@ def test_a_wrong_one_is_refused(name: str, value: str, error: type[Exception]) -
 
 def test_the_facts_of_a_run_survive_a_hop() -> None:
     """What is not known has no header."""
-    facts = RunFacts(tiles=4, mode="fast", warnings=("the last 5 tokens were not used", "ü"))
+    facts = RunFacts(tiles=4, mode="fast", padded_px=0, warnings=("the last 5 tokens were not used", "ü"))
 
     assert read_run_facts(facts.to_headers()) == facts
     assert all(value.isascii() for value in facts.to_headers().values())
@@ -61,7 +62,7 @@ def test_the_facts_of_a_run_survive_a_hop() -> None:
     [
         {"Fourfold-Tiles": "-1", "Fourfold-Mode": "best", "Fourfold-Warnings": "no"},
         {"Fourfold-Tiles": "9" * 10, "Fourfold-Warnings": '{"a": 1}'},
-        {"Fourfold-Tiles": "", "Fourfold-Warnings": "[1, null]"},
+        {"Fourfold-Tiles": "", "Fourfold-Padded": "wide", "Fourfold-Warnings": "[1, null]"},
         {"Fourfold-Warnings": "[" * 5000},
     ],
 )
