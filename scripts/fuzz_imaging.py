@@ -1,7 +1,8 @@
 """Damage pictures at random and have a codec process decode them: ``python scripts/fuzz_imaging.py [count] [seed]``.
 
-A seeded mutator over every format that is read. Each file must be taken or refused with one of our errors, in bounded
-time and memory; a codec process that dies is replaced, and counted. Prints what happened as one JSON line.
+A seeded mutator over every format that is read, those of the extras [heic] and [jxl] included. Each file must be taken
+or refused with one of our errors, in bounded time and memory; a codec process that dies is replaced, and counted.
+Prints what happened as one JSON line.
 """
 
 import asyncio
@@ -13,14 +14,18 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
+import pyjpegxl
 from PIL import Image
 
 from fourfold.config import LimitSettings
 from fourfold.errors import FourfoldError
 from fourfold.imaging import Codec
 
-PHOTO = Path(__file__).parents[1] / "examples" / "photo.jpg"
+ROOT = Path(__file__).parents[1]
+PHOTO = ROOT / "examples" / "photo.jpg"
+HEIC = ROOT / "tests" / "unit" / "imaging" / "heic"  #: made elsewhere: what reads HEIC here cannot write it
 EXPECTED = {"invalid_image", "unsupported_format", "image_too_large", "out_of_memory"}
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
 
@@ -39,14 +44,16 @@ def seeds(folder: Path) -> list[bytes]:
         "gif": ("P",),
         "tiff": ("RGB", "L", "CMYK"),
         "avif": ("RGB", "RGBA"),
+        "bmp": ("RGB", "L", "P"),
     }.items():
         for mode in modes:
             path = folder / f"seed-{mode.replace(';', '')}.{kind}"
             image = small.convert("L").convert(mode) if mode == "I;16" else small.convert(mode)
-            options = {} if kind == "gif" else {"exif": exif}
+            options = {} if kind in ("gif", "bmp") else {"exif": exif}
             image.save(path, kind, **options)
             made.append(path.read_bytes())
-    return made
+    made += [pyjpegxl.encode_from_numpy(np.asarray(small), lossless=is_lossless) for is_lossless in (True, False)]
+    return made + [path.read_bytes() for path in sorted(HEIC.glob("*.heic"))]
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
