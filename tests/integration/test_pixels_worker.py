@@ -20,7 +20,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
     """An HTTP client of a worker with one fast model."""
     folder = tmp_path_factory.mktemp("worker")
     config = folder / "fourfold.toml"
-    config.write_text(f"[worker]\nthreads = 1\nmodels = ['{FAST}']\n")
+    config.write_text(f"[worker]\nthreads = 1\nmodels = ['{FAST}']\n[worker.limits]\ninput_pixels = 800\n")
     arguments = ("--config", str(config), "--data-dir", str(folder / "data"), "--port", "0")
     with running("worker", *arguments) as command, httpx2.Client(base_url=command.ready["url"], timeout=60) as client:
         yield client
@@ -48,3 +48,19 @@ def test_depth_is_what_the_caller_can_take(client: httpx2.Client, headers: dict[
     image = pyvips.Image.new_from_buffer(data, "")
     assert (reply.status_code, image.format, image.width) == (200, depth, 128)
     assert headers == {} or reply.headers["Fourfold-Tiles"] == "1"
+
+
+@pytest.mark.parametrize(("side", "status"), [(20, 200), (28, 413)])
+def test_a_tileable_picture_is_extended_here(client: httpx2.Client, side: int, status: int) -> None:
+    """By what the model sees, and said so; what is too large with that around it is refused as any other that is."""
+    data = bytes(pyvips.Image.black(side, side, bands=3).copy(interpretation="srgb").pngsave_buffer())
+    form = {"prompt": "", "safety_check": "false", "tileable": "true"}
+
+    reply = client.post("/upscale", data=form, files={"image": ("a.png", io.BytesIO(data))}, headers=OURS)
+
+    assert reply.status_code == status, reply.text
+    if status == 200:
+        assert reply.headers["Fourfold-Padded"] == "3"
+        assert pyvips.Image.new_from_buffer(reply.content, "").width == 4 * side
+    else:
+        assert reply.headers["Fourfold-Error"] == "image_too_large" and "tileable" in reply.text
