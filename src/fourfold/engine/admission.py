@@ -1,11 +1,11 @@
 """What every engine does with a job before it takes it: look at the array, and plan its tiles within the memory."""
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
-from fourfold.engine.base import EngineCard
-from fourfold.engine.tiling import Tile, halve, plan_tiles
+from fourfold.engine.base import EngineCard, Pixels8or16
+from fourfold.engine.tiling import Box, Tile, halve, plan_tiles
 from fourfold.errors import InvalidImageError, OutOfMemoryError
 
 SMALLEST_CORE_PX: Final = 64
@@ -19,6 +19,27 @@ def check_image(image: object) -> None:
         raise InvalidImageError(f"an image must be an array of uint8 or uint16, got {kind}")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InvalidImageError(f"an image must be [h, w, 3] with h, w >= 1, got {list(image.shape)}")
+
+
+def window_of(image: Pixels8or16, tile: Tile, *, min_side_px: int) -> tuple[Pixels8or16, Box]:
+    """Return what *tile* sees of *image*, ``[h, w, 3]``, and where in it lies what the tile keeps.
+
+    A picture with a shorter side than *min_side_px* is continued by its edge: of one or two pixels in a black frame,
+    which is what a convolution sees beyond a border, a network makes other colours.
+    """
+    core, window = tile.core, tile.window
+    pixels = image[window.top : window.bottom, window.left : window.right]
+    (above, below), (before, behind) = (_missing(side, min_side_px) for side in pixels.shape[:2])
+    if above or below or before or behind:
+        around = ((above, below), (before, behind), (0, 0))
+        pixels = cast("Pixels8or16", np.pad(pixels, around, mode="edge"))
+    left, top = core.left - window.left + before, core.top - window.top + above
+    return pixels, Box(left, top, left + core.width, top + core.height)
+
+
+def _missing(side: int, least: int) -> tuple[int, int]:
+    missing = max(0, least - side)
+    return missing // 2, missing - missing // 2
 
 
 def halved(card: EngineCard, tile: Tile) -> tuple[Tile, ...]:

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from fourfold.engine.admission import check_image, halved, plan_job
+from fourfold.engine.admission import check_image, halved, plan_job, window_of
 from fourfold.engine.base import EngineCard, EngineEvent, EngineJob, Precision, RegionDone
 from fourfold.engine.halving import Computation, Computer, in_parts
 from fourfold.engine.inference import Inference, Tuning
 from fourfold.engine.ncnn_files import read_network
 from fourfold.engine.pieces import join
 from fourfold.engine.settings import EngineSettings
-from fourfold.engine.tiling import Box, Tile
+from fourfold.engine.tiling import Tile
 from fourfold.engine.turns import Turns
 from fourfold.engine.weights import read_weights
 
@@ -123,14 +123,12 @@ class RealEsrganEngine:
         return self._is_bf16_to_inference[is_bf16]
 
     def _compute(self, job: EngineJob, part: _Part, inference: Inference) -> Computation:
-        core, window = part.tile.core, part.tile.window
-        pixels = job.image[window.top : window.bottom, window.left : window.right]
-        keep = Box(core.left - window.left, core.top - window.top, core.right - window.left, core.bottom - window.top)
+        pixels, keep = window_of(job.image, part.tile, min_side_px=self._card.size_rules.min_side_px)
         self._take_over(inference)
         done = yield from inference.run(
             pixels, keep, is_stopped=lambda: self._turns.is_step_cancelled, is_tight=part.is_tight
         )
-        scale = self._card.scale
+        core, scale = part.tile.core, self._card.scale
         return [RegionDone(job.job_id, core.left * scale, core.top * scale, done)]
 
     def _smaller(self, part: _Part, inference: Inference) -> Sequence[_Part]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fourfold.engine.admission import check_image, halved, plan_job
+from fourfold.engine.admission import check_image, halved, plan_job, window_of
 from fourfold.engine.base import SCALE, EngineCard, EngineEvent, EngineJob, Pixels8or16, Precision, RegionDone
 from fourfold.engine.halving import Computation, Computer, in_parts
 from fourfold.engine.ncnn_files import (
@@ -221,19 +221,17 @@ class TorchRealEsrganEngine:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    @staticmethod
-    def _upscale(image: Pixels8or16, tiles: Sequence[Tile], network: RunsPictures) -> list[Pixels8or16]:
+    def _upscale(self, image: Pixels8or16, tiles: Sequence[Tile], network: RunsPictures) -> list[Pixels8or16]:
         """Return the cores of *tiles*, enlarged."""
         peak = np.float32(np.iinfo(image.dtype).max)
-        windows = np.stack([image[t.window.top : t.window.bottom, t.window.left : t.window.right] for t in tiles])
+        seen = [window_of(image, tile, min_side_px=self._card.size_rules.min_side_px) for tile in tiles]
+        windows = np.stack([pixels for pixels, _ in seen])
         made = network.run(torch.from_numpy(windows.astype(np.float32) / peak).permute(0, 3, 1, 2))
         whole = (made * float(peak)).round().permute(0, 2, 3, 1).cpu().numpy()
-        cores = []
-        for tile, pixels in zip(tiles, whole, strict=True):
-            top, left = (tile.core.top - tile.window.top) * SCALE, (tile.core.left - tile.window.left) * SCALE
-            core = pixels[top : top + tile.core.height * SCALE, left : left + tile.core.width * SCALE]
-            cores.append(core.astype(image.dtype))
-        return cores
+        return [
+            large[keep.top * SCALE : keep.bottom * SCALE, keep.left * SCALE : keep.right * SCALE].astype(image.dtype)
+            for large, (_, keep) in zip(whole, seen, strict=True)
+        ]
 
 
 def _weighted_sum(sources: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:

@@ -41,7 +41,7 @@ _PHOTO = EngineCard(
     title="Real-ESRGAN x4plus: photos of any quality",
     aliases=("photo",),
     scale=SCALE,
-    size_rules=SizeRules(),
+    size_rules=SizeRules(min_side_px=8),  # one to three pixels in a black frame come out in other colours
     margin_px=96,  # bench/tile_margins.py
     core_px=256,
     fixed_bytes=600_000_000,  # both number types loaded; bench/engine_memory.py
@@ -136,6 +136,7 @@ _LANCZOS = replace(
     model_id="fourfold/lanczos",
     title="Lanczos-3: plain interpolation, no network",
     aliases=("lanczos",),
+    size_rules=SizeRules(),
     margin_px=3,
     fixed_bytes=0,
     running_bytes=20_000_000,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fourfold.engine.admission import window_of
 from fourfold.engine.base import (
     EngineEvent,
     EngineJob,
@@ -21,6 +22,7 @@ from fourfold.engine.inference import Inference, Tuning
 from fourfold.engine.realesrgan import RealEsrganEngine
 from fourfold.engine.registry import card
 from fourfold.engine.settings import EngineSettings
+from fourfold.engine.tiling import Box, Tile
 from fourfold.errors import ModelUnavailableError
 
 COMPACT = card("fourfold/realesr-animevideov3")
@@ -319,3 +321,36 @@ def test_the_pictures_are_those_of_ncnn(
     assert np.abs(made.std(axis=(0, 1)) - std).max() < 2e-5
     for (y, x), expected in zip(PLACES, at_places, strict=True):
         assert np.abs(made[y, x] - expected).max() < 5e-5
+
+
+@pytest.mark.parametrize(
+    "model_id",
+    [
+        "fourfold/realesr-animevideov3",
+        pytest.param("fourfold/realesrgan-x4plus", marks=pytest.mark.slow),
+        pytest.param("fourfold/realsr-df2k", marks=pytest.mark.slow),
+        pytest.param("fourfold/realesrgan-x4plus-anime", marks=pytest.mark.slow),
+    ],
+)
+def test_a_picture_of_a_pixel_or_two_keeps_its_colour(model_id: str) -> None:
+    """Alone in the black that convolutions see beyond a border, one came back up to a hundred levels off."""
+    model = RealEsrganEngine(card(model_id), settings=EngineSettings(threads=1))
+    colour = np.array([10, 70, 25])
+    for height, width in ((1, 1), (1, 9), (3, 2), (40, 1)):
+        model.admit(EngineJob("a", np.broadcast_to(colour.astype(np.uint8), (height, width, 3)).copy()))
+        (made,) = [event.pixels for event in drain(model) if isinstance(event, RegionDone)]
+
+        assert made.shape == (4 * height, 4 * width, 3)
+        assert np.abs(made.astype(int).mean(axis=(0, 1)) - colour).max() < 8
+
+
+def test_what_a_tile_sees_of_a_small_picture_is_continued_by_its_edge() -> None:
+    """And not where the picture is large enough."""
+    image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    tile = Tile(Box(0, 0, 3, 2), Box(0, 0, 3, 2))
+
+    seen, keep = window_of(image, tile, min_side_px=5)
+    assert (keep, seen.shape) == (Box(1, 1, 4, 3), (5, 5, 3))
+    assert np.array_equal(seen[1:3, 1:4], image) and np.array_equal(seen[0, 1:4], image[0])
+    whole, kept = window_of(image, tile, min_side_px=2)
+    assert whole.shape == image.shape and kept == tile.core

@@ -51,9 +51,10 @@ def photo(width: int, height: int, dtype: Any = np.uint8) -> Any:
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(np.uint8, 1), (np.uint16, 8)])
-def test_the_picture_is_the_cpu_engines(dtype: Any, bound: int) -> None:
+@pytest.mark.parametrize("size", [(40, 28), (2, 3)])
+def test_the_picture_is_the_cpu_engines(size: tuple[int, int], dtype: Any, bound: int) -> None:
     """In float32 within one level of 8 bits, within 8 of 16: the order of additions differs."""
-    card, image = registry.card(COMPACT), photo(40, 28, dtype)
+    card, image = registry.card(COMPACT), photo(*size, dtype)
     ours, notes = run(TorchRealEsrganEngine(card, settings=SETTINGS), image)
     theirs, _ = run(RealEsrganEngine(card, settings=SETTINGS), image)
 
