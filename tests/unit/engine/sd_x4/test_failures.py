@@ -50,10 +50,22 @@ def test_guidance_up_to_1_asks_only_once(engine: StableDiffusionX4Engine, guidan
     )
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_a_step_count_out_of_range_is_refused(engine: StableDiffusionX4Engine, steps: int) -> None:
-    with pytest.raises(InvalidParameterError, match="num_inference_steps"):
-        engine.admit(job(steps=steps))
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("steps", [0, -1, 1000, 1001])
+def test_a_step_count_out_of_range_is_refused(engine: StableDiffusionX4Engine, steps: int, mode: Mode) -> None:
+    """1000 as well: the first timestep would be 1000, of 0 to 999; the stock pipeline ends with an IndexError."""
+    with pytest.raises(InvalidParameterError, match="num_inference_steps must be 1 to 999"):
+        engine.admit(job(steps=steps, mode=mode))
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_the_largest_step_count_is_taken(engine: StableDiffusionX4Engine, mode: Mode) -> None:
+    engine.admit(job(steps=999, mode=mode))
+    timesteps = [step.timestep for step in engine._running[0].steps]
+    engine.cancel("a")
+
+    assert len(timesteps) == 999
+    assert max(timesteps) <= 999
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
@@ -123,7 +135,7 @@ def test_latents_that_are_not_finite_are_an_error_never_a_black_picture(
         error = failure(run(engine, job(steps=1)))
 
     assert isinstance(error, WorkerFailedError)
-    assert "not finite" in error.message
+    assert "network's answer is not finite" in error.message
     assert upscale(engine, job(steps=1)).std() > 0
 
 
