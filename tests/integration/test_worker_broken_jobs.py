@@ -42,8 +42,9 @@ lanczos.LanczosEngine._compute = fatal
 child.main()
 """
 
-#: The same, its diffusion engine wrong for some prompts from their second step on.
+#: The same, its diffusion engine wrong for some prompts from their second step on; it writes down whose step is taken.
 WRONG = """
+import os
 import torch
 import fourfold.engine.sd_x4_job as jobs
 from fourfold.worker import child
@@ -51,6 +52,8 @@ from fourfold.worker import child
 inputs = jobs.Running.inputs
 
 def wrong(self, tile):
+    with open(os.environ["STEPS"], "a") as steps:
+        print(self.job.job_id, file=steps)
     if self.at == 1 and self.job.prompt == "full":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 256.00 GiB")
     return inputs(self, tile) * (torch.nan if self.at == 1 and self.job.prompt == "nan" else 1)
@@ -121,10 +124,11 @@ async def test_a_job_that_kills_its_process_costs_its_neighbours_nothing_but_tim
 
 
 async def test_what_breaks_in_a_diffusion_job_has_its_code_and_the_next_one_is_fine(
-    run_as: Callable[[str], None], tmp_path: Path
+    run_as: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers that are not finite, memory that runs out twice, a caller who leaves: in one process, which lives on."""
     run_as(WRONG)
+    monkeypatch.setenv("STEPS", str(tmp_path / "steps"))
     metrics = Metrics("worker")
     model = write_pipe(tmp_path / "model", THIN)
 
@@ -155,5 +159,7 @@ async def test_what_breaks_in_a_diffusion_job_has_its_code_and_the_next_one_is_f
         assert len(os.listdir(f"/proc/{pid}/fd")) < 40
 
     assert np.array_equal(last.target.read(), first.target.read())
+    steps = (tmp_path / "steps").read_text().split()
+    assert steps[-3:] == ["last"] * 3 and steps.count("endless") < 999
     assert counted(metrics, "fourfold_memory_plan_errors_total", model_id=DIFFUSION) == 2
     assert counted(metrics, "fourfold_process_restarts_total", process="device") == 0
