@@ -126,6 +126,16 @@ def test_no_model_named_means_the_diffusion_model_where_it_is_sold(network: Runn
     assert made["seed"] == 0
 
 
+def test_compiled_kernels_stay_in_the_workers_own_folder(network: Running) -> None:
+    """So that its next start finds them."""
+    (child,) = network.descendants("fourfold.worker.child")
+    arguments = child.cmdline()
+    folder = Path(arguments[arguments.index("--kernels") + 1])
+
+    assert folder.name == "kernels" and folder.parent.name == "worker"
+    assert (folder.parent / "cache").is_dir()
+
+
 @pytest.mark.parametrize(
     ("field", "value", "status"),
     [("noise_level", "351", 400), ("guidance_scale", "nan", 400), ("mode", "best", 400), ("guidance_scale", "x", 422)],

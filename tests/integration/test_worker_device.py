@@ -24,6 +24,7 @@ from fourfold.imaging import Canvas
 from fourfold.telemetry import Metrics
 from fourfold.testing.sd_x4 import write_pipe
 from fourfold.testing.sd_x4_stock import picture
+from fourfold.worker import process
 from fourfold.worker.orders import DeviceJob, DeviceResult
 from fourfold.worker.process import Device, DeviceLimits
 
@@ -38,6 +39,24 @@ GIGABYTE = 10**9
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pipe(tmp_path_factory.mktemp("model"))
+
+
+#: The device's own program; with each tile it says where torch would keep what it compiles.
+TELLING = """
+import os
+from pathlib import Path
+import fourfold.engine.lanczos as lanczos
+from fourfold.worker import child
+
+compute = lanczos.LanczosEngine._compute
+
+def telling(self, job, tile):
+    Path(job.prompt).write_text(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    return (yield from compute(self, job, tile))
+
+lanczos.LanczosEngine._compute = telling
+child.main()
+"""
 
 
 class Gate:
@@ -262,3 +281,16 @@ async def test_after_a_crash_each_job_is_tried_again_alone(model: Path, jobs: Jo
         assert killed and one.pid != killed[0]
         assert set(together) == {1}
         assert np.array_equal(first.target.read(), second.target.read())
+
+
+async def test_compiled_kernels_are_kept_in_the_folder_that_the_worker_names(
+    model: Path, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch asks the environment for it; a later process finds there what an earlier one compiled."""
+    (tmp_path / "telling_child.py").write_text(TELLING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(process, "_MODULE", "telling_child")
+    async with device(model, kernels=tmp_path / "kernels") as one:
+        await one.run(replace(jobs.make(PLAIN), prompt=str(tmp_path / "told")))
+
+    assert (tmp_path / "told").read_text() == str(tmp_path / "kernels")

@@ -42,7 +42,6 @@ from fourfold.errors import FourfoldError, InvalidParameterError, OutOfMemoryErr
 MAX_STEP_PIXELS: Final = 2**20
 """Latent pixels of all rows of one step: beyond that a batch is no faster, only later."""
 
-MAX_STEPS: Final = 1000
 _MAX_SEED: Final = 2**64 - 1
 _Row = tuple[Running, int]
 
@@ -93,8 +92,9 @@ class StableDiffusionX4Engine:
         count = job.num_inference_steps
         if count is None:
             count = self._card.default_steps if options.mode is Mode.EXACT else FAST_STEPS
-        if not 1 <= count <= MAX_STEPS:
-            raise InvalidParameterError(f"num_inference_steps must be 1 to {MAX_STEPS}, got {count}")
+        most_steps = self._modules.sampler.most_steps
+        if not 1 <= count <= most_steps:
+            raise InvalidParameterError(f"num_inference_steps must be 1 to {most_steps} for this model, got {count}")
         if not 0 <= job.seed <= _MAX_SEED:
             raise InvalidParameterError(f"seed must be 0 to {_MAX_SEED}, got {job.seed}")
         if options.noise_level > self._modules.max_noise_level:

@@ -56,8 +56,15 @@ class Sampler:
             )
         self._prediction = prediction
 
+    @property
+    def most_steps(self) -> int:
+        """The largest step count: with more, or with "leading" spacing beyond its offset, timesteps would not exist."""
+        config = DDIMScheduler.from_config(self._config).config
+        offset: int = config.steps_offset if config.timestep_spacing == "leading" else 0
+        return int(config.num_train_timesteps) - offset
+
     def steps(self, count: int, mode: Mode) -> tuple[Step, ...]:
-        """Return the *count* steps, first to last; the last one's x_next is the result."""
+        """Return the *count* steps, 1 to `most_steps`, first to last; the last one's x_next is the result."""
         return self._ddim(count) if mode is Mode.EXACT else self._dpm(count)
 
     def _ddim(self, count: int) -> tuple[Step, ...]:

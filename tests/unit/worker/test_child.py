@@ -1,16 +1,19 @@
-"""The device's loop in this process, with a real engine: whose files vanish, and whose do not."""
+"""The device's loop in this process, with a real engine: whose files vanish, and whose do not; what its engines get."""
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from fourfold.engine.devices import ComputeDevice
 from fourfold.engine.registry import load_engine
 from fourfold.engine.settings import EngineSettings
 from fourfold.imaging import Canvas
 from fourfold.worker import orders
-from fourfold.worker.child import DeviceLoop
+from fourfold.worker.child import DeviceLoop, compiles, engine_settings
 from fourfold.worker.loader import Arrival
 from fourfold.worker.orders import DeviceJob
 
@@ -53,3 +56,37 @@ def test_a_job_whose_files_left_with_its_caller_fails_alone(tmp_path: Path) -> N
     ends = {event["job_id"]: event for event in said if event["event"] in (orders.DONE, orders.FAILED)}
     assert (ends["gone"]["event"], ends["gone"]["code"]) == (orders.FAILED, "engine_crashed")
     assert ends["stays"]["event"] == orders.DONE
+
+
+GPU = ComputeDevice("cuda:0", 23 * 2**30)
+CPU = ComputeDevice("cpu", None)
+
+
+def told(**arguments: Any) -> argparse.Namespace:
+    """Return a child's command line."""
+    usual = {"threads": 2, "memory_bytes": 2**30, "float32": False, "strict": False, "compile_models": None}
+    return argparse.Namespace(**{**usual, "model_paths": {}, "networks": {}, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("compute", "strict", "rows"),
+    [(GPU, False, (1, 2, 4, 8)), (GPU, True, (4,)), (CPU, False, (1,)), (CPU, True, (1,))],
+)
+def test_strict_is_one_batch_size(compute: ComputeDevice, strict: bool, rows: tuple[int, ...]) -> None:
+    """On a GPU there are several otherwise; a CPU gains nothing by batches."""
+    assert engine_settings(told(strict=strict), compute).batch_rows == rows
+
+
+def test_a_gpus_memory_is_its_own_and_a_cpus_is_the_budget() -> None:
+    assert engine_settings(told(), GPU).memory_budget_bytes == 23 * 2**30
+    assert engine_settings(told(), CPU).memory_budget_bytes == 2**30
+
+
+@pytest.mark.parametrize(
+    ("models", "compute", "expected"),
+    [(None, GPU, True), (None, CPU, False), ([MODEL], CPU, True), ([], GPU, False), (["another"], GPU, False)],
+)
+def test_kernels_are_compiled_as_told_else_on_a_gpu(
+    models: list[str] | None, compute: ComputeDevice, expected: bool
+) -> None:
+    assert compiles(MODEL, told(compile_models=models), compute) is expected

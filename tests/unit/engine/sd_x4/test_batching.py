@@ -1,4 +1,7 @@
-"""Jobs share steps: who joins when, beside whom, and in what order changes nothing but rounding, or nothing at all."""
+"""Jobs share steps: who joins when, beside whom, and in what order changes nothing but rounding, or nothing at all.
+
+Not here: that what they get is the stock pipeline's picture (`test_matrix`).
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 from fourfold.engine.base import EngineEvent, EngineJob, JobDone, Progress
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
-from fourfold.testing.sd_x4_stock import Stock, job, picture, pixels, run, upscale
+from fourfold.testing.sd_x4_stock import job, picture, pixels, run, upscale
 
 Make = Callable[..., StableDiffusionX4Engine]
 
@@ -32,11 +35,6 @@ def strict(make_engine: Make) -> StableDiffusionX4Engine:
 def alone(strict: StableDiffusionX4Engine) -> Mapping[str, Any]:
     """Each job's picture when nothing else runs."""
     return {name: upscale(strict, each) for name, each in JOBS.items()}
-
-
-@pytest.fixture(scope="module")
-def expected(stock: Stock) -> Mapping[str, Any]:
-    return {name: stock.image(each) for name, each in JOBS.items()}
 
 
 def run_staggered(engine: StableDiffusionX4Engine, arrivals: list[tuple[str, int]]) -> list[EngineEvent]:
@@ -64,31 +62,6 @@ def test_strict_pictures_are_the_same_bytes_in_any_company(
 
     for name, image in alone.items():
         assert np.array_equal(pixels(events, name), image)
-
-
-@pytest.mark.slow
-@given(arrivals=orders)
-@settings(max_examples=20, suppress_health_check=list(HealthCheck))
-def test_strict_pictures_are_the_same_bytes_in_twenty_mixes(
-    strict: StableDiffusionX4Engine, alone: Mapping[str, Any], arrivals: list[tuple[str, int]]
-) -> None:
-    """The same, more often."""
-    events = run_staggered(strict, arrivals)
-
-    for name, image in alone.items():
-        assert np.array_equal(pixels(events, name), image)
-
-
-@given(arrivals=orders)
-@settings(max_examples=2, suppress_health_check=list(HealthCheck))
-def test_staggered_jobs_are_the_stock_pipelines_pictures(
-    make_engine: Make, expected: Mapping[str, Any], arrivals: list[tuple[str, int]]
-) -> None:
-    """With several batch sizes each picture stays within a level of its own stock run."""
-    events = run_staggered(make_engine(rows=(1, 2, 4)), arrivals)
-
-    for name, image in expected.items():
-        assert np.abs(pixels(events, name).astype(int) - image.astype(int)).max() <= 1
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(strict: StableDiffusionX4Engine) -> None:
@@ -139,18 +112,18 @@ def test_a_small_job_is_not_starved_by_a_large_one(make_engine: Make) -> None:
 
 @pytest.mark.slow
 def test_many_small_jobs_do_not_starve_a_large_one(make_engine: Make) -> None:
-    """While small jobs keep coming, the large one goes on."""
+    """While there is always a small one, the large one has half of the work: it ends beside three or four of them."""
     engine = make_engine()
-    engine.admit(job("large", picture(128, 64), steps=2))
+    engine.admit(job("large", picture(128, 64), steps=2, guidance_scale=1.0))
     events: list[EngineEvent] = []
-    for i in range(8):
-        engine.admit(job(f"small{i}", steps=1))
-        for _ in range(20):
-            events += engine.step()
-
-    assert any(isinstance(event, JobDone) and event.job_id == "large" for event in events)
-    for each in range(8):
-        engine.cancel(f"small{each}")
+    smalls = 0
+    while not any(isinstance(event, JobDone) and event.job_id == "large" for event in events):
+        if not any(running.job.job_id == f"small{smalls}" for running in engine._running):
+            smalls += 1
+            assert smalls <= 4
+            engine.admit(job(f"small{smalls}", steps=1, guidance_scale=1.0))
+        events = engine.step()
+    engine.cancel(f"small{smalls}")
 
 
 def test_a_cancelled_job_is_gone_at_the_next_step_and_its_neighbour_unchanged(

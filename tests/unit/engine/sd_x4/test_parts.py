@@ -204,12 +204,6 @@ def test_a_sampler_that_we_do_not_compute_is_refused(change: dict[str, Any]) -> 
         Sampler({**CONFIG, **change})
 
 
-def test_the_stock_folder_loads_without_a_scaling_factor(engine: StableDiffusionX4Engine) -> None:
-    """Old hub files do not name it; diffusers falls back to the same number."""
-    assert engine._modules.scaling_factor == 0.08333
-    assert engine._modules.vae.encoder is None
-
-
 def test_making_an_engine_warns_nobody(make_engine: Callable[..., StableDiffusionX4Engine]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

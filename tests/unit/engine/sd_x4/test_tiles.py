@@ -23,6 +23,14 @@ CARD = registry.card("stabilityai/stable-diffusion-x4-upscaler")
 SMALL_TILES: dict[str, Any] = {"core_px": 32, "margin_px": 16, "tile_pixels": 64 * 128}
 
 
+@pytest.mark.parametrize(
+    ("side", "canvas"), [(1, 128), (63, 128), (64, 64), (65, 128), (128, 128), (129, 192), (512, 512)]
+)
+def test_a_side_is_padded_to_the_authors_least_and_to_their_multiple(side: int, canvas: int) -> None:
+    """Below 64 pixels to 128, the least of their demo; else to the next multiple of 64."""
+    assert padded_side(side) == canvas
+
+
 @given(side=st.integers(1, 5000))
 def test_a_canvas_side_is_a_multiple_of_64_and_at_most_127_longer(side: int) -> None:
     padded = padded_side(side)
