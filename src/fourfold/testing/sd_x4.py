@@ -69,6 +69,7 @@ def write_pipe(folder: Path, widths: Widths = TINY, *, seed: int = 0, half: bool
 
 
 def make_unet(widths: Widths) -> Any:
+    """Return a UNet with random weights, on torch's default device."""
     return UNet2DConditionModel(
         sample_size=128,
         in_channels=7,
@@ -86,6 +87,7 @@ def make_unet(widths: Widths) -> Any:
 
 
 def make_vae(widths: Widths) -> Any:
+    """Return a VAE with random weights, on torch's default device."""
     return AutoencoderKL(
         block_out_channels=widths.vae,
         down_block_types=("DownEncoderBlock2D",) * 3,

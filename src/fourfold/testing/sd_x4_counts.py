@@ -6,7 +6,6 @@ beside its inputs and outputs, nor that a GPU's eager GroupNorm hands its result
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,7 @@ TOKENS = 77
 _META = torch.device("meta")
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[misc]  # torch is not checked
     """Follows what is allocated below it, by storage: each one counts from its first tensor to its last."""
 
     def __init__(self) -> None:
@@ -55,7 +54,7 @@ class LiveBytes(TorchDispatchMode):
         self.live -= self._sizes.pop(name)
 
 
-class Inputs(TorchDispatchMode):
+class Inputs(TorchDispatchMode):  # type: ignore[misc]
     """Notes the first input of every convolution below it, and what is on another device than that."""
 
     def __init__(self) -> None:
@@ -129,7 +128,7 @@ class MetaModel:
             if module.is_cross_attention:
                 width = module.to_k.out_features // module.heads
                 shape = (rows, module.heads, TOKENS, width)
-                text[name] = tuple(torch.empty(shape, device=_META).half() for _ in range(2))  # type: ignore[assignment]
+                text[name] = torch.empty(shape, device=_META).half(), torch.empty(shape, device=_META).half()
         return text
 
 
@@ -144,7 +143,8 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     """Return the most that *work* holds at once, beside what was there before."""
     with torch.inference_mode(), LiveBytes() as memory:
         work()
-    return memory.peak
+    peak: int = memory.peak
+    return peak
 
 
 def _is_meta(value: object) -> bool:

@@ -85,7 +85,7 @@ def test_a_decode_computes_what_stock_computes(model: MetaModel, side: int, tera
 
 
 def test_all_of_a_step_is_float16_on_one_device_by_weights_laid_out_channels_last(model: MetaModel) -> None:
-    """cuDNN takes a convolution's layout from its weights; a float32 map would cost twice its time and memory."""
+    """A GPU takes a convolution's layout from its weights; a float32 map would cost twice its time and memory."""
     with torch.inference_mode(), Inputs() as inputs:
         answers = model.step(128, 128)()
     weights = [weight for weight in model.unet.parameters() if weight.dim() == 4]
