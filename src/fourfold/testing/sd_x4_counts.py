@@ -75,6 +75,7 @@ class Inputs(TorchDispatchMode):  # type: ignore[misc]
 class MetaModel:
     """A model without numbers, in float16 and laid out as on a GPU."""
 
+    widths: Widths
     unet: Any
     vae: Any
 
@@ -86,7 +87,7 @@ class MetaModel:
         vae.encoder = vae.quant_conv = None
         for module in (unet, vae):
             module.half().eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        return cls(unet, vae)
+        return cls(widths, unet, vae)
 
     def step(self, height: int, width: int, *, rows: int = 1, ways: int = 2) -> Callable[[], torch.Tensor]:
         """Return a call of our network: `predict` of *rows* rows of latents of this size."""
@@ -100,7 +101,7 @@ class MetaModel:
     def stock_step(self, height: int, width: int) -> Callable[[], torch.Tensor]:
         """Return a call of diffusers' own network for both ways of one row, by its own attention."""
         with torch.device(_META):
-            unet = make_unet(REAL).half().eval().requires_grad_(False)
+            unet = make_unet(self.widths).half().eval().requires_grad_(False)
         sample = torch.empty((2, unet.config.in_channels, height, width), device=_META, dtype=torch.float16)
         states = torch.empty((2, TOKENS, unet.config.cross_attention_dim), device=_META, dtype=torch.float16)
         times = torch.zeros(2, device=_META)
