@@ -166,7 +166,9 @@ def profiled(bench: Bench, work: Callable[[], Any]) -> Profile:
     whole = next(event for event in events if event.name == "measured" and "CPU" in str(event.device_type))
     within = [event for event in events if whole.time_range.start <= event.time_range.start <= whole.time_range.end]
     waits = {name: sum(event.name == name for event in within) for name in WAITS}
-    kernels = [event for event in events if "CUDA" in str(event.device_type) and event.name != "measured"]
+    # Marks of our own and of compiled regions appear on the GPU as well, as long as what they enclose.
+    on_gpu = [event for event in events if "CUDA" in str(event.device_type)]
+    kernels = [event for event in on_gpu if not (event.name == "measured" or event.is_user_annotation)]
     averages = seen.key_averages()
     order = "self_device_time_total" if bench.is_gpu else "self_cpu_time_total"
     return Profile(

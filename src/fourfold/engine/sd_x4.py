@@ -44,6 +44,14 @@ MAX_STEP_PIXELS: Final = 2**20
 
 MAX_STEPS: Final = 1000
 _MAX_SEED: Final = 2**64 - 1
+_FULL_SIGNS: Final = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",  # the driver's, for a kernel's code
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",  # cuDNN's, when there is room for none of its workspaces
+)
+"""What exceptions say, beside those whose class says it, where memory ran out."""
 _Row = tuple[Running, int]
 
 
@@ -378,5 +386,5 @@ def _embedding(running: Running) -> torch.Tensor:
 
 
 def _is_out_of_memory(exc: BaseException) -> bool:
-    """Whether *exc* says so; torch has no class of its own for it on a CPU."""
-    return isinstance(exc, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(exc)
+    """Whether *exc* says so; where it is not torch's own GPU memory that was asked for, only its text does."""
+    return isinstance(exc, MemoryError | torch.OutOfMemoryError) or any(sign in str(exc) for sign in _FULL_SIGNS)
