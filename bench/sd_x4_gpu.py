@@ -1,259 +1,259 @@
 """Measure the diffusion engine on a GPU against the stock pipeline, warm, in one run, and against what the GPU can do.
 
-Random weights at the real widths. Stock is diffusers in float16 with its float32 decode and SDPA; 75 DDIM steps,
-guidance 9. Prints tables and, last, a JSON line. ``--cpu-smoke`` tries every path on a CPU with a tiny model: its
-numbers mean nothing.
+Random weights at the real widths (5.3 GB). Stock is diffusers in float16 with its float32 decode and SDPA; 75 DDIM
+steps, guidance 9. Parts run one after another, each in a process of its own; one that fails is told and the others go
+on. At the end every goal has a line: what was measured, and whether it is met. On an H100 with 16 cores all of it takes
+some 25 minutes, half of that the first compilation of each shape; with ``--seconds`` no part begins that would
+probably not end in that time, and the same command with the same ``--json`` and ``--folder`` then goes on.
 
-    .venv/bin/python bench/sd_x4_gpu.py [--sizes 128 256 512 768] [--repeats 5] [--eager] [--cpu-smoke]
+The GPU must be idle. ``--cpu-smoke`` tries every path on a CPU with a tiny model: its numbers mean nothing.
+
+    .venv/bin/python bench/sd_x4_gpu.py [--part NAME ...] [--seconds N] [--json FILE] [--folder FOLDER] [--eager]
 """
 
 import argparse
 import json
-import math
+import os
 import platform
-import random
-import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
+from fourfold.engine.devices import prepare_environment
 
-from fourfold.engine import registry
-from fourfold.engine.base import EngineJob, JobDone, Mode
-from fourfold.engine.sd_x4 import StableDiffusionX4Engine
-from fourfold.engine.sd_x4_decode import decode
-from fourfold.engine.settings import EngineSettings
-from fourfold.testing.sd_x4 import REAL, TINY, write_pipe
-from fourfold.testing.sd_x4_stock import Stock, job, picture, pixels, run, upscale
+PARTS_SCRIPT = Path(__file__).with_name("sd_x4_gpu_parts.py")
+GIB = 2**30
+#: The parts in the order of their running, and about how long each takes on an H100 at its first time, seconds.
+PART_TO_SECONDS: Mapping[str, int] = {
+    "start": 200,
+    "kernels": 300,
+    "steps": 90,
+    "speed-128": 100,
+    "speed-512": 180,
+    "decode": 50,
+    "batch": 90,
+    "exact": 120,
+    "memory": 180,
+    "memory-expandable": 180,
+    "speed-256": 90,
+    "speed-768": 220,
+    "strict": 150,
+}
+#: The goals of a whole picture: times faster than stock, share of the bf16 matrix product's rate.
+SIZE_TO_GOALS = {128: (2.5, 0.55), 256: (1.9, 0.60), 512: (2.8, 0.65), 768: (4.0, 0.65)}
 
-MODEL = "stabilityai/stable-diffusion-x4-upscaler"
-#: FLOPs of a CFG step and of the decode at the real widths, counted on torch's meta device.
-STEP_TERA = {128: 2.26, 256: 9.06, 384: 20.5, 512: 36.8, 768: 85.2, 1024: 157.2}
-DECODE_TERA = {128: 3.09, 256: 18.98, 384: 67.4, 512: 181.5, 768: 804.0, 1024: 2415.0}
-GOAL_RATIO = {128: 2.5, 256: 1.9, 512: 2.8, 768: 4.0}
+Report = dict[str, dict[str, Any]]
 
 
-class Bench:
-    """One model on one device, ours and stock."""
+class Goal(NamedTuple):
+    """A line of the issue."""
 
-    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
-        self.options = options
-        self.is_gpu = not options.cpu_smoke
-        self.device = "cuda:0" if self.is_gpu else "cpu"
-        self.folder = folder
-        self.steps = 75 if self.is_gpu else 2
-        self.compiler = None if options.eager else "inductor" if self.is_gpu else "eager"
-        started = time.monotonic()
-        self.engine = self.make((1, 2, 4, 8))
-        self.load_seconds = time.monotonic() - started
-        first = job("a", picture(options.sizes[0], options.sizes[0]), steps=self.steps)
-        started = time.monotonic()
-        upscale(self.engine, first)
-        self.first_seconds = time.monotonic() - started  # while its kernels are compiled
-        self.engine._kernels.settle()
-        self.compile_seconds = time.monotonic() - started
+    part: str
+    what: str
+    goal: str
+    measured: Callable[[dict[str, Any]], Any]  #: of the part's numbers; KeyError: not measured
+    is_met: Callable[[Any], bool]
 
-    def make(self, rows: tuple[int, ...]) -> StableDiffusionX4Engine:
-        """Load our engine with some batch sizes."""
-        settings = EngineSettings(threads=1, device=self.device, batch_rows=rows, compiler=self.compiler)
-        return StableDiffusionX4Engine(registry.card(MODEL), settings=settings, folder=self.folder)
 
-    def stock(self) -> Stock:
-        """Load the stock pipeline."""
-        return Stock(self.folder, device=self.device, dtype=torch.float16 if self.is_gpu else torch.float32)
+def goals() -> Iterator[Goal]:
+    """Yield every goal, by part."""
+    for size, (ratio, share) in SIZE_TO_GOALS.items():
+        part = f"speed-{size}"
+        yield _at_least(part, f"{size} px, exact, times stock", ratio, lambda found: found["ratio"])
+        yield _at_least(part, f"{size} px, share of matmul rate", share, lambda found: found["of_matmul_rate"])
+        if size in (128, 512):
+            yield _at_least(part, f"{size} px, fast mode, times stock", 5, lambda found: found["fast_ratio"])
+    for size in (128, 256):
+        key = str(size)
+        yield _at_least("exact", f"{size} px, PSNR to float32, dB", 50, lambda found, key=key: found[key]["psnr_db"])
+    yield _at_most("decode", "512 -> 2048, decode, s", 0.6, lambda found: found["seconds"])
+    yield _at_most("decode", "512 -> 2048, decode, GiB", 5, lambda found: found["peak"]["allocated_bytes"] / GIB)
+    for name, what in (("whole", "1024 px whole"), ("tiled", "2048 px in tiles")):
+        held: Callable[[Any], Any] = lambda found, name=name: found[name]["held_bytes"] / GIB  # noqa: E731
+        yield _at_most("memory", f"{what}, all of the card, GiB", 24, held)
+        tries: Callable[[Any], Any] = lambda found, name=name: found[name]["retries"]  # noqa: E731
+        yield _at_most("memory", f"{what}, times out of memory", 0, tries)
+    yield Goal("memory", "1024 px, tiles", "1", lambda found: found["whole"]["tiles"], lambda tiles: tiles == 1)
+    yield _at_least("batch", "8 at once, times one by one", 1.5, lambda found: found["of_sequential"])
+    yield _at_least("batch", "8 at once, times stock", 3.5, lambda found: found["of_stock"])
+    yield _at_most("batch", "8 at once, p95, times solo", 2.5, lambda found: found["p95_of_solo"])
+    yield _at_most("steps", "128 px, host, ms a step", 1, lambda found: found["compiled"]["host_ms"])
+    for name in ("compiled", "eager"):
+        waits: Callable[[Any], Any] = lambda found, name=name: (  # noqa: E731
+            found[name]["waits"] + sum(found[name]["profile"]["waits"].values())
+        )
+        yield _at_most("steps", f"128 px, {name}, waits for the GPU", 0, waits)
+    yield _at_most("steps", "tiles, waits for the GPU", 0, lambda found: found["tiled_waits"])
+    yield _at_most("start", "load from disk, s", 5, lambda found: found["load_from_disk_s"])
+    yield Goal(
+        "start",
+        "first answer while compiling, s",
+        "before compiled",
+        lambda found: (round(found["first_s"], 2), round(found["compiled_after_s"], 2)),
+        lambda seconds: seconds[0] < seconds[1],
+    )
+    for name in ("compiled", "eager"):
+        wrong: Callable[[Any], Any] = lambda found, name=name: found[name]["differ"]  # noqa: E731
+        yield _at_most("strict", f"of 50 mixes, {name}, that differ", 0, wrong)
 
-    def sync(self) -> None:
-        """Wait for the GPU."""
-        if self.is_gpu:
-            torch.cuda.synchronize()
 
-    def seconds(self, work: Callable[[], Any]) -> float:
-        """Return the warm median, of compiled kernels where they are compiled."""
-        work()
-        self.engine._kernels.settle()
-        times = []
-        for _ in range(self.options.repeats):
-            self.sync()
-            started = time.monotonic()
-            work()
-            self.sync()
-            times.append(time.monotonic() - started)
-        return statistics.median(times)
+def _at_least(part: str, what: str, least: float, measured: Callable[[Any], Any]) -> Goal:
+    return Goal(part, what, f">= {least:g}", measured, lambda value: value >= least)
 
-    def peak_bytes(self, work: Callable[[], Any]) -> int:
-        """Return the most memory that *work* held beyond what was held before; 0 on a CPU, which does not say."""
-        if not self.is_gpu:
-            work()
-            return 0
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return int(torch.cuda.max_memory_allocated() - before)
 
-    def matmul_rate(self) -> float:
-        """Return the bf16 matrix product's rate, TFLOP/s."""
-        side = 8192 if self.is_gpu else 256
-        a = torch.randn((side, side), device=self.device, dtype=torch.bfloat16)
-        return 2 * side**3 / self.seconds(lambda: a @ a) / 1e12
+def _at_most(part: str, what: str, most: float, measured: Callable[[Any], Any]) -> Goal:
+    return Goal(part, what, f"<= {most:g}", measured, lambda value: value <= most)
 
-    def whole_runs(self, rate: float) -> list[dict[str, Any]]:
-        """Compare whole pictures, size by size."""
-        stock, rows = self.stock(), []
-        print(f"{'px':>5} {'stock s':>8} {'ours s':>8} {'ratio':>6} {'goal':>5} {'of matmul':>9} {'fast s':>7}")
-        for size in self.options.sizes:
-            each = job("a", picture(size, size), steps=self.steps)
-            fast = job("a", picture(size, size), steps=None if self.is_gpu else 2, mode=Mode.FAST)
-            theirs = self.seconds(lambda each=each: stock.image(each))
-            ours = self.seconds(lambda each=each: upscale(self.engine, each))
-            quick = self.seconds(lambda fast=fast: upscale(self.engine, fast))
-            tera = STEP_TERA.get(size, 0.0) * self.steps + DECODE_TERA.get(size, 0.0)  # 0: not counted
-            row = {"px": size, "stock_s": theirs, "ours_s": ours, "ratio": theirs / ours, "goal": GOAL_RATIO.get(size)}
-            row |= {"of_matmul_rate": tera / ours / rate, "fast_s": quick, "fast_ratio": theirs / quick}
-            row["peak_bytes"] = self.peak_bytes(lambda each=each: upscale(self.engine, each))
-            rows.append(row)
-            share = row["of_matmul_rate"]
-            print(
-                f"{size:5} {theirs:8.3f} {ours:8.3f} {row['ratio']:6.2f} {row['goal']!s:>5} {share:9.2f} {quick:7.3f}"
-            )
-        return rows
 
-    def psnr(self) -> float:
-        """Compare with our own loop in float32, which the tests hold to the stock pipeline: dB."""
-        each = job("a", picture(self.options.sizes[0], self.options.sizes[0]), steps=self.steps)
-        settings = EngineSettings(threads=torch.get_num_threads())
-        exact = StableDiffusionX4Engine(registry.card(MODEL), settings=settings, folder=self.folder)
-        error = upscale(exact, each).astype(float) - upscale(self.engine, each)
-        return 10 * math.log10(255**2 / max(1e-12, float(np.mean(error**2))))
+def verdicts(report: Report) -> list[dict[str, Any]]:
+    """Return a line for each goal: measured, and met or not; None where nothing was measured."""
+    lines = []
+    for goal in goals():
+        try:
+            value = goal.measured(report[goal.part])
+        except KeyError:
+            value = None
+        is_met = None if value is None else bool(goal.is_met(value))
+        lines.append({"part": goal.part, "what": goal.what, "goal": goal.goal, "measured": value, "met": is_met})
+    return lines
 
-    def decode_512(self) -> dict[str, float]:
-        """Time the decode alone, and its memory."""
-        side = 512 if self.is_gpu else 32
-        modules = self.engine._modules
-        latents = torch.randn((1, 4, side, side), device=self.device)
 
-        def work() -> None:
-            going = decode(modules.vae, latents, dtype=modules.decode_dtype)
-            with torch.inference_mode():
-                while True:
-                    try:
-                        next(going)
-                    except StopIteration as end:
-                        for _, strip in end.value:
-                            strip.cpu()
-                        return
+def show(lines: list[dict[str, Any]]) -> None:
+    """Print the verdicts."""
+    print(f"\n{'':34} {'goal':>16} {'measured':>16}")
+    for line in lines:
+        value = line["measured"]
+        text = "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+        word = {None: "not measured", True: "met", False: "NOT MET"}[line["met"]]
+        print(f"{line['what']:34} {line['goal']:>16} {text:>16} {word}")
 
-        return {"px": side, "seconds": self.seconds(work), "peak_bytes": self.peak_bytes(work)}
 
-    def throughput(self) -> dict[str, float]:
-        """Run 8 pictures of 128 px at once, one after another, and by the stock pipeline."""
-        side = 128 if self.is_gpu else 64
-        jobs = [job(str(i), picture(side, side, seed=i), seed=i, steps=self.steps) for i in range(8)]
-        together = self.seconds(lambda: run(self.engine, *jobs))
-        ends = self._ends(jobs)
-        alone = self.seconds(lambda: upscale(self.engine, jobs[0]))
-        stock = self.stock()
-        theirs = self.seconds(lambda: stock.image(jobs[0]))
-        return {
-            "of_sequential": 8 * alone / together,
-            "of_stock": 8 * theirs / together,
-            "p95_of_solo": ends[-1] / alone,
-        }
+def run_part(name: str, options: argparse.Namespace, *, limit_s: float | None) -> dict[str, Any]:
+    """Run a part in a process of its own, show what it says, and return its numbers, also those before a failure."""
+    command = [sys.executable, "-u", str(PARTS_SCRIPT), "--part", name, "--folder", str(options.folder)]
+    command += ["--eager"] * options.eager + ["--cpu-smoke"] * options.cpu_smoke
+    # What torch may do against gaps between its allocations; the name that all versions know.
+    expandable = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} if name.endswith("-expandable") else {}
+    found: dict[str, Any] = {}
+    print(f"\n== {name}", flush=True)
+    started = time.monotonic()
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, **pipes, text=True, env=os.environ | expandable) as child:
+        assert child.stdout is not None
+        timer = threading.Timer(limit_s, child.kill) if limit_s else None
+        if timer:
+            timer.start()
+        last: list[str] = []
+        for line in child.stdout:
+            if line.startswith("@@ "):
+                found |= json.loads(line[3:])
+            print(line, end="", flush=True)
+            last = [*last[-19:], line]
+        status = child.wait()
+        if timer:
+            timer.cancel()
+    found["took_s"] = time.monotonic() - started
+    if status != 0:
+        why = "it took too long and was ended" if status < 0 and timer else f"it ended with status {status}"
+        found["failed"] = f"{why}: {''.join(last)[-1500:]}"
+    return found
 
-    def _ends(self, jobs: list[EngineJob]) -> list[float]:
-        """Return when each of *jobs*, admitted together, was done."""
-        started, ends = time.monotonic(), []
-        for each in jobs:
-            self.engine.admit(each)
-        while self.engine.busy:
-            done = [event for event in self.engine.step() if isinstance(event, JobDone)]
-            ends += [time.monotonic() - started] * len(done)
-        return sorted(ends)
 
-    def host_ms_per_step(self) -> float:
-        """Return this thread's own time for one denoising step of 128 px, ms."""
-        each = job("a", picture(64, 64), steps=20 if self.is_gpu else 4)
-        upscale(self.engine, each)
-        self.engine._kernels.settle()
-        self.engine.admit(each)
-        self.engine.step()
-        started, count = time.thread_time(), 0
-        (running,) = self.engine._running
-        while not running.is_denoised:
-            self.engine.step()
-            count += 1
-        spent = time.thread_time() - started
-        self.engine.cancel("a")
-        return spent / count * 1000
+def prepare(options: argparse.Namespace) -> None:
+    """Write the model where it is not yet."""
+    if (options.folder / "model_index.json").is_file():
+        return
+    from fourfold.testing.sd_x4 import REAL, TINY, write_pipe
 
-    def strict_mixes(self) -> int:
-        """Return how many of some random mixes changed a bit of a picture."""
-        engine, rng = self.make((4,)), random.Random(0)
-        mixes = 50 if self.is_gpu else 2
-        jobs = [job(str(i), picture(64, 64, seed=i), seed=i, steps=i + 1) for i in range(4)]
-        upscale(engine, jobs[0])
-        engine._kernels.settle()
-        alone = {each.job_id: upscale(engine, each) for each in jobs}
-        wrong = 0
-        for _ in range(mixes):
-            events: list[Any] = []
-            for each in rng.sample(jobs, len(jobs)):
-                engine.admit(each)
-                for _ in range(rng.randrange(4)):
-                    events += engine.step()
-            events += run(engine)
-            wrong += any(not np.array_equal(pixels(events, name), image) for name, image in alone.items())
-        return wrong
+    started = time.monotonic()
+    partial = options.folder / "partial"
+    write_pipe(partial, TINY if options.cpu_smoke else REAL, half=True)
+    for path in partial.iterdir():
+        path.rename(options.folder / path.name)
+    print(f"the model was written in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def machine(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the numbers depend on beside the code."""
+    import diffusers
+    import torch
+
+    facts = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
+    facts |= {"cpus": os.cpu_count(), "smoke": options.cpu_smoke, "kernels": "eager" if options.eager else "compiled"}
+    if not options.cpu_smoke:
+        gpu = torch.cuda.get_device_properties(0)
+        facts |= {"gpu": gpu.name, "gpu_bytes": gpu.total_memory, "cuda": torch.version.cuda}
+        facts["cudnn"] = torch.backends.cudnn.version()
+    return facts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", nargs="*", type=int)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--part", nargs="*", choices=[*PART_TO_SECONDS], help="these only, again where they are done")
+    parser.add_argument("--seconds", type=float, help="begin no part that would probably end later")
+    parser.add_argument("--json", type=Path, help="the results, written after each part; parts in it are not run again")
+    parser.add_argument("--folder", type=Path, help="of the model and of compiled kernels; kept")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--cpu-smoke", action="store_true")
     options = parser.parse_args()
-    if not options.cpu_smoke and not torch.cuda.is_available():
-        raise SystemExit("torch sees no GPU here; --cpu-smoke tries the benchmark without one")
-    options.sizes = options.sizes or ([64] if options.cpu_smoke else [128, 256, 512, 768])
-    options.repeats = 1 if options.cpu_smoke else options.repeats
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(write_pipe(Path(folder), TINY if options.cpu_smoke else REAL, half=True), options)
-        rate = bench.matmul_rate()
-        report = {
-            "bench": "sd_x4_gpu",
-            "smoke": options.cpu_smoke,
-            "gpu": torch.cuda.get_device_name() if bench.is_gpu else "none",
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "kernels": bench.compiler or "eager",
-            "load_s": bench.load_seconds,
-            "first_answer_s": bench.first_seconds,
-            "compiled_after_s": bench.compile_seconds,
-            "matmul_bf16_tflops": rate,
-            "sizes": bench.whole_runs(rate),
-            "psnr_db": bench.psnr(),
-            "decode": bench.decode_512(),
-            "throughput": bench.throughput(),
-            "host_ms_per_step": bench.host_ms_per_step(),
-            "strict_mixes_that_differ": bench.strict_mixes(),
-        }
-    for name in (
-        "load_s",
-        "first_answer_s",
-        "compiled_after_s",
-        "matmul_bf16_tflops",
-        "psnr_db",
-        "decode",
-        "throughput",
-        "host_ms_per_step",
-    ):
-        print(f"{name:>20}: {report[name]}")
-    print(json.dumps(report))
+        options.folder = options.folder or Path(folder)
+        options.folder.mkdir(parents=True, exist_ok=True)
+        sys.exit(measure(options))
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Run what is to be run; return 1 if a part failed, else 0."""
+    started = time.monotonic()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(options.folder / "kernels"))
+    prepare_environment(os.environ)  # as a worker's child does
+    facts = machine(options)
+    prepare(options)
+    report: Report = {}
+    if options.json and options.json.is_file():
+        report = json.loads(options.json.read_text())["parts"]
+    failed = False
+    for name, usual_s in PART_TO_SECONDS.items():
+        if not is_wanted(name, report, options.part):
+            continue
+        left_s = options.seconds - (time.monotonic() - started) if options.seconds else None
+        if left_s is not None and left_s < usual_s:
+            print(f"\n== {name}: not begun, as it takes some {usual_s} s and {left_s:.0f} are left")
+            continue
+        report[name] = run_part(name, options, limit_s=left_s)
+        failed = failed or "failed" in report[name]
+        if options.json:
+            write(options.json, facts, report)
+    lines = verdicts(report)
+    for name, found in report.items():
+        for problem in [*found.get("problems", []), *([found["failed"]] if "failed" in found else [])]:
+            print(f"\n{name}: {problem}")
+    show(lines)
+    print(json.dumps({"bench": "sd_x4_gpu", **facts, "goals": lines, "parts": report}))
+    return int(failed)
+
+
+def is_wanted(name: str, report: Report, parts: list[str] | None) -> bool:
+    """Whether a part is to be run: as told, else where it has not been, or not to its end."""
+    if parts:
+        return name in parts
+    if name == "memory-expandable" and all(line["met"] for line in verdicts(report) if line["part"] == "memory"):
+        return False
+    return name not in report or "failed" in report[name]
+
+
+def write(path: Path, facts: Mapping[str, Any], report: Report) -> None:
+    """Write all that is known so far; a reader never sees half of it."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(
+        json.dumps({"bench": "sd_x4_gpu", **facts, "goals": verdicts(report), "parts": report}, indent=1)
+    )
+    partial.rename(path)
 
 
 if __name__ == "__main__":

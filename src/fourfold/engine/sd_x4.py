@@ -31,9 +31,9 @@ from fourfold.engine.base import (
 from fourfold.engine.sd_x4_decode import DecodeLimits
 from fourfold.engine.sd_x4_files import ModelFolder, locate_model
 from fourfold.engine.sd_x4_job import Running, decode_job, prepare, total_steps
-from fourfold.engine.sd_x4_kernels import Kernels, Shape
+from fourfold.engine.sd_x4_kernels import MOST_PIXELS, Kernels, Shape
 from fourfold.engine.sd_x4_load import Modules, load_modules
-from fourfold.engine.sd_x4_plan import largest_side, plan_canvas
+from fourfold.engine.sd_x4_plan import fits_tile, largest_side, plan_canvas
 from fourfold.engine.sd_x4_schedule import FAST_STEPS
 from fourfold.engine.sd_x4_text import Prompts
 from fourfold.engine.settings import EngineSettings
@@ -43,6 +43,14 @@ MAX_STEP_PIXELS: Final = 2**20
 """Latent pixels of all rows of one step: beyond that a batch is no faster, only later."""
 
 _MAX_SEED: Final = 2**64 - 1
+_FULL_SIGNS: Final = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",  # the driver's, for a kernel's code
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",  # cuDNN's, when there is room for none of its workspaces
+)
+"""What exceptions say, beside those whose class says it, where memory ran out."""
 _Row = tuple[Running, int]
 
 
@@ -62,10 +70,20 @@ class StableDiffusionX4Engine:
             torch.set_num_threads(settings.threads)
         self._settings = settings
         self._modules: Modules = load_modules(found, device=device)
-        self._card = _measured(card, self._modules)
+        self._card = measured(card, self._modules)
+        backend = settings.compiler
+        if backend is not None and device.type != "cpu":
+            with_graphs = holding_graphs(self._card)
+            # Of a small memory a picture has more use than graphs, which save the time of launching kernels.
+            if fits_tile(with_graphs, settings.memory_budget_bytes):
+                self._card = with_graphs
+            else:
+                backend = None
         self._prompts = Prompts(self._modules)
-        self._kernels = Kernels(self._modules.unet, backend=settings.compiler)
+        self._kernels = Kernels(self._modules.unet, backend=backend)
         self._is_strict = len(settings.batch_rows) == 1
+        if self._is_strict and device.type != "cpu":
+            torch.backends.cudnn.deterministic = True  # of all threads, as torch has no other way
         self._limits = DecodeLimits()
         self._lock = threading.Lock()
         self._running: list[Running] = []
@@ -337,10 +355,18 @@ class StableDiffusionX4Engine:
         ]
 
 
-def _measured(card: EngineCard, modules: Modules) -> EngineCard:
+def measured(card: EngineCard, modules: Modules) -> EngineCard:
     """Return *card*, which counts in float32, with this device's number type and the weights' real size."""
     size = torch.empty((), dtype=modules.dtype).element_size()
     return replace(card, fixed_bytes=modules.weight_bytes, bytes_per_input_pixel=card.bytes_per_input_pixel * size // 4)
+
+
+def holding_graphs(card: EngineCard) -> EngineCard:
+    """Return *card* with the memory that recorded kernels hold while no job runs: a step of the largest shape.
+
+    Graphs share one memory, as only one of them runs at a time.
+    """
+    return replace(card, fixed_bytes=card.fixed_bytes + MOST_PIXELS * card.bytes_per_input_pixel)
 
 
 def _batches_with(other: Running, lead: Running) -> bool:
@@ -360,5 +386,5 @@ def _embedding(running: Running) -> torch.Tensor:
 
 
 def _is_out_of_memory(exc: BaseException) -> bool:
-    """Whether *exc* says so; torch has no class of its own for it on a CPU."""
-    return isinstance(exc, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(exc)
+    """Whether *exc* says so; where it is not torch's own GPU memory that was asked for, only its text does."""
+    return isinstance(exc, MemoryError | torch.OutOfMemoryError) or any(sign in str(exc) for sign in _FULL_SIGNS)

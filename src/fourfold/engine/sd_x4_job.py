@@ -42,6 +42,7 @@ class Running:
     prior: torch.Tensor | None = None  #: the last step's clean latents, where the sampler looks back
     picture: torch.Tensor | None = None  #: [1, 3, h, w] float32, noised
     embeddings: torch.Tensor | None = None  #: [steps, width]
+    ramps: list[torch.Tensor] = field(default_factory=list)  #: the tiles' weights in the mean, [h, w]; of one tile none
     decoding: Generator[None, None, list[EngineEvent]] | None = None
     is_cancelled: bool = False
     has_shrunk: bool = False  #: whether it decodes in half the memory, as that ran out
@@ -112,8 +113,7 @@ class Running:
             return self.answers[0]
         assert self.latents is not None
         total, weights = torch.zeros_like(self.latents), torch.zeros_like(self.latents[:, :1])
-        for i, box in enumerate(self.plan.tiles):
-            weight = torch.from_numpy(ramp(box, self.plan)[..., 0]).to(total.device)
+        for i, (box, weight) in enumerate(zip(self.plan.tiles, self.ramps, strict=True)):
             window = (slice(None), slice(None), slice(box.top, box.bottom), slice(box.left, box.right))
             total[window] += weight * self.answers[i]
             weights[window] += weight
@@ -151,6 +151,20 @@ def prepare(running: Running, modules: Modules) -> None:
     running.latents = latents.to(modules.device)
     timesteps = [step.timestep for step in running.steps]
     running.embeddings = time_embeddings(modules.unet, timesteps, options.noise_level, dtype=modules.dtype)
+    if len(plan.tiles) > 1:
+        running.ramps = _ramps(plan, modules.device)
+
+
+def _ramps(plan: JobPlan, device: torch.device) -> list[torch.Tensor]:
+    """Return every tile's weights, on the device once for all steps; of tiles with the same neighbours one tensor."""
+    neighbours_to_ramp: dict[tuple[bool, ...], torch.Tensor] = {}
+    ramps = []
+    for box in plan.tiles:
+        neighbours = box.left > 0, box.top > 0, box.right < plan.width, box.bottom < plan.height
+        if neighbours not in neighbours_to_ramp:
+            neighbours_to_ramp[neighbours] = torch.from_numpy(ramp(box, plan)[..., 0]).to(device)
+        ramps.append(neighbours_to_ramp[neighbours])
+    return ramps
 
 
 def pad_edges(image: Pixels8or16, height: int, width: int) -> Pixels8or16:
@@ -167,6 +181,7 @@ def decode_job(running: Running, modules: Modules, limits: DecodeLimits) -> Gene
     """
     assert running.latents is not None
     running.picture = running.prior = running.embeddings = None
+    running.ramps = []
     if not bool(torch.isfinite(running.latents).all()):
         raise WorkerFailedError("the network's answer is not finite: the picture would be black; try another seed")
     dtypes = dict.fromkeys((modules.decode_dtype, torch.float32))

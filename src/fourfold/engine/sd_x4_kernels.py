@@ -160,7 +160,11 @@ class Kernels:
 
 
 class Recorded:
-    """A call of the network as a CUDA graph: one launch for all its kernels, with inputs at fixed addresses."""
+    """A call of the network as a CUDA graph: one launch for all its kernels, with inputs at fixed addresses.
+
+    Inputs that come later must be laid out as those at the recording. No thread may wait for the whole device while a
+    graph is recorded (``torch.cuda.synchronize``, which a compiler's measurements call): CUDA then refuses both.
+    """
 
     def __init__(
         self, kernels: Predict, sample: torch.Tensor, embedding: torch.Tensor, text: KeysValues, *, pool: Any
@@ -169,20 +173,23 @@ class Recorded:
         self._sample, self._embedding = sample.clone(), embedding.clone()
         self._text = {name: (keys.clone(), values.clone()) for name, (keys, values) in text.items()}
         self._text_told: KeysValues = text
-        own = torch.cuda.Stream()
-        own.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(own):  # what libraries allocate at their first call must not be recorded
-            kernels(self._sample, self._embedding, self._text)
-        torch.cuda.current_stream().wait_stream(own)
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may compile or load meanwhile: only what this thread does is recorded.
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._answer = kernels(self._sample, self._embedding, self._text)
+        # Streams belong to the current device, which is the first one whatever device the tensors are on; and memory
+        # belongs to the stream that it was used on, so that graphs of one pool share that, too.
+        with torch.cuda.device(sample.device):
+            self._stream, handle = pool or (torch.cuda.Stream(), None)
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):  # what libraries allocate at their first call must not be recorded
+                kernels(self._sample, self._embedding, self._text)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            # Other threads may load meanwhile: only what this thread does is recorded.
+            with torch.cuda.graph(self._graph, pool=handle, stream=self._stream, capture_error_mode="thread_local"):
+                self._answer = kernels(self._sample, self._embedding, self._text)
 
     @property
     def pool(self) -> Any:
-        """The graph's memory, which other graphs may share."""
-        return self._graph.pool()
+        """The graph's memory, which other graphs may share: its stream and torch's name for it."""
+        return self._stream, self._graph.pool()
 
     def __call__(self, sample: torch.Tensor, embedding: torch.Tensor, text: KeysValues) -> torch.Tensor:
         """Replay the graph for these inputs."""

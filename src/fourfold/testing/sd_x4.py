@@ -59,7 +59,7 @@ def write_pipe(folder: Path, widths: Widths = TINY, *, seed: int = 0, half: bool
     """Write a model into *folder*, *half*: also its 16-bit variant; return *folder*."""
     state = torch.get_rng_state()
     torch.manual_seed(seed)
-    unet, vae, text_encoder = _unet(widths), _vae(widths), _text_encoder(widths)
+    unet, vae, text_encoder = make_unet(widths), make_vae(widths), _text_encoder(widths)
     torch.set_rng_state(state)
     for name, module in {"unet": unet, "vae": vae, "text_encoder": text_encoder}.items():
         if half:
@@ -85,7 +85,8 @@ def write_pipe(folder: Path, widths: Widths = TINY, *, seed: int = 0, half: bool
     return folder
 
 
-def _unet(widths: Widths) -> Any:
+def make_unet(widths: Widths) -> Any:
+    """Return a UNet with random weights, on torch's default device."""
     return UNet2DConditionModel(
         sample_size=128,
         in_channels=7,
@@ -103,7 +104,8 @@ def _unet(widths: Widths) -> Any:
     )
 
 
-def _vae(widths: Widths) -> Any:
+def make_vae(widths: Widths) -> Any:
+    """Return a VAE with random weights, on torch's default device."""
     return AutoencoderKL(
         block_out_channels=widths.vae,
         down_block_types=("DownEncoderBlock2D",) * 3,

@@ -28,7 +28,7 @@ from fourfold.engine.base import (
     Remark,
     UpscaleEngine,
 )
-from fourfold.engine.devices import ComputeDevice, pick_device
+from fourfold.engine.devices import ComputeDevice, pick_device, prepare_environment
 from fourfold.engine.networks import LocalNetwork
 from fourfold.engine.registry import load_engine
 from fourfold.engine.settings import EngineSettings, has_bf16
@@ -273,6 +273,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.kernels is not None:  # torch reads it when it first compiles
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = arguments.kernels
+    prepare_environment(os.environ)
     compute = pick_device(arguments.device)
     settings = engine_settings(arguments, compute)
     if not compute.is_gpu:  # a GPU's driver maps more than the machine has

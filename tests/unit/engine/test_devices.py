@@ -10,7 +10,7 @@ pytest.importorskip("torch", reason="needs the [diffusion] extra")
 import torch
 
 from fourfold.engine import devices
-from fourfold.engine.devices import ComputeDevice, pick_device
+from fourfold.engine.devices import ComputeDevice, pick_device, prepare_environment
 from fourfold.errors import ConfigError
 
 GIB = 2**30
@@ -54,3 +54,13 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(monkeypatch: pytest.M
         monkeypatch.setattr(devices.importlib.util, "find_spec", hidden)
     with pytest.raises(ConfigError, match="cuda:3"):
         pick_device("cuda:3", has_driver=True)
+
+
+def test_what_cublas_adds_in_which_order_is_fixed_unless_the_operator_says_otherwise() -> None:
+    untouched: dict[str, str] = {}
+    told = {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}
+    for environ in (untouched, told):
+        prepare_environment(environ)
+
+    assert untouched == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    assert told == {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}

@@ -226,19 +226,26 @@ def test_a_decode_that_runs_out_of_memory_is_tried_again_in_smaller_strips(
         assert np.abs(pixels(events).astype(int) - expected.astype(int)).max() <= 1
 
 
-def test_a_cpus_allocator_is_understood_and_other_errors_are_not_swallowed(
+def test_a_full_memory_is_understood_by_its_text_and_other_errors_are_not_swallowed(
     make_engine: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Torch names a full memory on a CPU only in the text; anything else must reach the process's edge."""
+    """Torch has no class for a full memory on a CPU, nor in a GPU's libraries; else it reaches the process's edge."""
     engine = make_engine()
-    messages = iter(["DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."] * 2 + ["CUDA error"])
+    full = [
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+    ]
+    messages = iter([*(text for text in full for _ in range(2)), "CUDA error: an illegal memory access"])
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError(next(messages))
 
     monkeypatch.setattr("fourfold.engine.sd_x4_kernels.predict", broken)
-    assert isinstance(failure(run(engine, job(steps=1))), OutOfMemoryError)
-    with pytest.raises(RuntimeError, match="CUDA error"):
+    for _ in full:
+        assert isinstance(failure(run(engine, job(steps=1))), OutOfMemoryError)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
         run(engine, job(steps=1))
 
 

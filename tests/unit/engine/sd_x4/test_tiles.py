@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourfold.engine import registry
+from fourfold.engine import registry, sd_x4_job
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
 from fourfold.engine.sd_x4_plan import cut, padded_side, plan_canvas, ramp
 from fourfold.errors import OutOfMemoryError
@@ -112,6 +112,22 @@ def test_the_order_of_tiles_changes_no_bit(make_engine: Make, monkeypatch: pytes
     shuffled = run(engine, each, job("b", picture(64, 64, seed=8), steps=1))
 
     assert np.array_equal(pixels(shuffled), expected)
+
+
+def test_the_tiles_weights_are_made_once_a_job(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step would send them to the device anew, and wait for it; tiles with the same neighbours share theirs."""
+    made: list[Any] = []
+    original = sd_x4_job.ramp
+    monkeypatch.setattr(sd_x4_job, "ramp", lambda box, *rest: made.append(box) or original(box, *rest))
+    engine = make_engine(**SMALL_TILES)
+    engine.admit(job("a", picture(256, 64), steps=2, guidance_scale=1.0))
+    (running,) = engine._running
+    while not running.is_denoised:
+        engine.step()
+    count = len(running.plan.tiles)
+    engine.cancel("a")
+
+    assert (count, len(made)) == (10, 3)  # the first, the last, and those between
 
 
 def test_tiles_show_no_seam(make_engine: Make) -> None:
