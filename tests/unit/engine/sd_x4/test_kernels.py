@@ -17,8 +17,8 @@ import torch
 
 from fourfold.engine import registry, sd_x4_kernels
 from fourfold.engine.base import EngineEvent, JobDone, Remark
+from fourfold.engine.compiling import Compiler
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
-from fourfold.engine.sd_x4_kernels import Kernels
 from fourfold.engine.settings import EngineSettings
 from fourfold.testing.sd_x4_stock import job, notes, picture, pixels, run
 
@@ -30,11 +30,11 @@ def compiling(folder: Path, *, rows: tuple[int, ...] = (1,), compiler: str = "ao
     """Yield an engine that compiles; its thread has ended afterwards."""
     settings = EngineSettings(threads=1, batch_rows=rows, compiler=compiler)
     engine = StableDiffusionX4Engine(registry.card(MODEL), settings=settings, folder=folder)
-    kernels = engine._kernels
+    compiler = engine._kernels._compiler
     yield engine
     engine.close()
-    if kernels._thread is not None:
-        kernels._thread.join()
+    if compiler._thread is not None:
+        compiler._thread.join()
 
 
 def remarks(events: list[EngineEvent]) -> list[str]:
@@ -44,13 +44,13 @@ def remarks(events: list[EngineEvent]) -> list[str]:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Hold every compilation until this is called."""
-    opened, original = threading.Event(), Kernels._compile
+    opened, original = threading.Event(), Compiler._compile
 
-    def held(self: Kernels, *inputs: Any) -> Any:
+    def held(self: Compiler[Any], *inputs: Any) -> Any:
         opened.wait()
         return original(self, *inputs)
 
-    monkeypatch.setattr(Kernels, "_compile", held)
+    monkeypatch.setattr(Compiler, "_compile", held)
     return opened.set
 
 
@@ -141,12 +141,12 @@ def test_nothing_is_compiled_unless_asked_for_or_beyond_a_bound(
 ) -> None:
     """By default, for large shapes, and for the thirty-third."""
     run(engine, job(steps=1))
-    assert engine._kernels._thread is None
+    assert engine._kernels._compiler._thread is None
 
     monkeypatch.setattr(sd_x4_kernels, "MOST_PIXELS", 64 * 64 - 1)
     with compiling(tiny_folder) as large:
         events = run(large, job(steps=1))
-        assert large._kernels._thread is None
+        assert large._kernels._compiler._thread is None
     monkeypatch.setattr(sd_x4_kernels, "MOST_SHAPES", 0)
     assert any(isinstance(event, JobDone) for event in events)
 
@@ -158,14 +158,14 @@ def test_kernels_that_cannot_be_recorded_are_not_used(
     expected = pixels(run(engine, job(steps=2)))
     with compiling(tiny_folder) as other:
         kernels, shape = other._kernels, sd_x4_kernels.Shape(1, 2, 64, 64)
-        kernels._ready[shape] = lambda *_: pytest.fail("they are not recorded")
+        kernels._compiler._ready[shape] = lambda *_: pytest.fail("they are not recorded")
         monkeypatch.setattr(kernels, "_is_gpu", True)
 
         def refuse(*_: Any, **__: Any) -> None:
             raise RuntimeError("operation not permitted when stream is capturing")
 
         monkeypatch.setattr(sd_x4_kernels, "Recorded", type("Refusing", (), {"__new__": refuse}))
-        monkeypatch.setattr(kernels, "_backend", None)
+        monkeypatch.setattr(kernels._compiler, "_backend", None)
         events = run(other, job(steps=2))
 
     assert remarks(events) == ["compile_failed"]
