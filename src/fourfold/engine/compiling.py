@@ -2,6 +2,13 @@
 
 A compilation that fails leaves everything eager, for good, and is told once. Compiled kernels are kept on disk by torch
 itself (``TORCHINDUCTOR_CACHE_DIR``), so that a later process compiles in seconds what an earlier one did.
+
+torch compiles anew where a call is not what kernels were made for: another size than it assumed, or another state of
+the process, such as the default number type while another thread loads a model. By itself it would do so in the calling
+thread, minutes in the middle of a job, and wait for what is being compiled elsewhere first. A compiled function is
+therefore only ever called as ``torch._dynamo.run`` calls it, which looks for kernels and makes none, and whose state is
+the thread's own; stances of ``torch.compiler.set_stance`` hold for all threads, and ``error_on_recompile`` is read
+behind the lock of who compiles.
 """
 
 import queue
@@ -18,6 +25,10 @@ from fourfold.engine.base import Remark
 
 Call: TypeAlias = Callable[..., torch.Tensor]
 """What is compiled: tensors in, one out."""
+
+
+class NotCompiledError(Exception):
+    """A compiled function has no kernels for this call; nothing was computed."""
 
 
 class CompiledFor(Hashable, Protocol):
@@ -48,9 +59,11 @@ class Compiler(Generic[Key]):
         self._backend = backend
         self._is_gpu = is_gpu
         self._lock = threading.Lock()
-        self._ready: dict[Key, Call] = {}
+        self._functions: dict[Key, Call] = {}  #: as torch compiles them when they are called
+        self._ready: dict[Key, Call] = {}  #: the same, as they are called where nothing is to be compiled
         self._asked: set[Key] = set()
-        self._has_failed = False
+        self._told: set[Key] = set()
+        self._is_over = False  #: a compilation has failed, or this is closed
         self._wanted: queue.Queue[tuple[Key, Sequence[Any]] | None] = queue.Queue()
         self._remarks: list[Remark] = []
         self._thread: threading.Thread | None = None
@@ -61,8 +74,17 @@ class Compiler(Generic[Key]):
         return len(self._asked)
 
     def ready(self, key: Key) -> Call | None:
-        """Return the compiled function for *key*, None where it is not there."""
+        """Return the compiled function for *key*, None where it is not there.
+
+        It raises NotCompiledError where it has no kernels for a call; `missed` should then be told.
+        """
         return self._ready.get(key)
+
+    def missed(self, key: Key, inputs: Sequence[Any]) -> None:
+        """Have kernels made for *inputs*, too, for which the compiled function had none; it is not there until then."""
+        if self._ready.pop(key, None) is not None:
+            self._asked.discard(key)
+            self.ask_for(key, inputs)
 
     def drop(self, key: Key) -> None:
         """Forget what was compiled for *key*, for good."""
@@ -70,8 +92,10 @@ class Compiler(Generic[Key]):
 
     def ask_for(self, key: Key, example: Sequence[Any]) -> None:
         """Have the function for *key* compiled by a call with *example*, unless somebody has asked before."""
-        if self._backend is None or self._has_failed or key in self._asked:
+        if self._backend is None or self._is_over or key in self._asked:
             return
+        # Another thread traces: torch tells by a variable of all threads, and would raise in this one.
+        torch._dynamo.config.error_on_nested_fx_trace = False
         self._asked.add(key)
         self._wanted.put((key, example))
         if self._thread is None:
@@ -97,30 +121,53 @@ class Compiler(Generic[Key]):
 
     def close(self) -> None:
         """Compile nothing more and forget what was compiled; what is being compiled ends by itself."""
+        self._is_over = True
         if self._thread is not None:
             self._wanted.put(None)
-        self._ready.clear()
+        self._forget()
 
     def _compile_wanted(self) -> None:
         while (wanted := self._wanted.get()) is not None:
             key, example = wanted
             started = time.monotonic()
             try:
-                if not self._has_failed:
+                if not self._is_over:
                     self._ready[key] = self._compile(key, example)
-                    self.tell("kernels_ready", **key.facts(), seconds=round(time.monotonic() - started, 3))
+                    if key not in self._told:
+                        self._told.add(key)
+                        self.tell("kernels_ready", **key.facts(), seconds=round(time.monotonic() - started, 3))
+            except torch.OutOfMemoryError:
+                self._asked.discard(key)  # whoever comes next may ask again
             except Exception as exc:  # noqa: BLE001  # a compiler fails in many ways; eager kernels do not need it
                 traceback.print_exc()
-                self._has_failed = True
+                self._is_over = True
                 self.tell("compile_failed", why=f"{type(exc).__name__}: {exc}"[:500])
             finally:
                 self._wanted.task_done()
+        self._forget()  # what was being compiled when this was closed
+        self._wanted.task_done()
+
+    def _forget(self) -> None:
+        self._ready.clear()
+        self._functions.clear()
 
     def _compile(self, key: Key, example: Sequence[Any]) -> Call:
-        """Compile for *key*, by one call."""
+        """Compile for *key*, by one call; return the function as it is to be called."""
+        if key not in self._functions:
+            self._functions[key] = self._compiled(key)
+        compiled = self._functions[key]
+        with torch.inference_mode():
+            compiled(*example)
+        only_run: Call = torch._dynamo.run(compiled)
+        return only_run
+
+    def _compiled(self, key: Key) -> Call:
+        """Return the function for *key*, to be compiled when it is called."""
         function = self._function(key)
 
         def call(*inputs: Any) -> torch.Tensor:
+            if not torch.compiler.is_dynamo_compiling():  # True in what is compiled, and only there
+                raise NotCompiledError
             return function(*inputs)
 
         # torch keeps what it compiled by code object: each key gets its own, so that it finds its kernels at once.
@@ -130,6 +177,4 @@ class Compiler(Generic[Key]):
         # On a CPU in this thread alone: torch would start a process for each core otherwise.
         options = {"compile_threads": 1} if self._backend == "inductor" and not self._is_gpu else None
         compiled: Call = torch.compile(own, backend=self._backend, fullgraph=True, dynamic=False, options=options)
-        with torch.inference_mode():
-            compiled(*example)
         return compiled

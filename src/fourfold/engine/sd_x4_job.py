@@ -54,6 +54,11 @@ class Running:
         return 2 if self.job.options.guidance_scale > 1 else 1
 
     @property
+    def has_run_short(self) -> bool:
+        """Whether memory has run out on it."""
+        return "out_of_memory_retries" in self.notes
+
+    @property
     def is_denoised(self) -> bool:
         """Whether only decoding is left."""
         return self.at == len(self.steps)

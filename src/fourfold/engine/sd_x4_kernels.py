@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import torch
 
 from fourfold.engine.base import Remark
-from fourfold.engine.compiling import Compiler
+from fourfold.engine.compiling import Compiler, NotCompiledError
 from fourfold.engine.sd_x4_text import KeysValues
 from fourfold.engine.sd_x4_unet import predict
 
@@ -46,6 +46,17 @@ class Shape(NamedTuple):
         return "_".join(map(str, self))
 
 
+class Answers(NamedTuple):
+    """What a call of the network gave."""
+
+    answers: torch.Tensor
+    is_compiled: bool  #: by which kernels
+
+
+class _RecordingError(Exception):
+    """The kernels cannot be a graph."""
+
+
 class Kernels:
     """Calls of one network. One thread uses it."""
 
@@ -62,26 +73,41 @@ class Kernels:
         return self._compiler.ready(shape) is not None
 
     def run(
-        self, shape: Shape, sample: torch.Tensor, embedding: torch.Tensor, text: KeysValues, *, compiled: bool
-    ) -> torch.Tensor:
-        """Return the network's answers; *compiled*: by the compiled kernels, if they are there."""
+        self,
+        shape: Shape,
+        sample: torch.Tensor,
+        embedding: torch.Tensor,
+        text: KeysValues,
+        *,
+        compiled: bool,
+        records: bool = True,
+    ) -> Answers:
+        """Return the network's answers.
+
+        Args:
+            compiled: by the compiled kernels, if they are there.
+            records: there is room for a graph that is not recorded yet.
+        """
         kernels = self._compiler.ready(shape) if compiled else None
         if kernels is None:
             self._ask_for(shape, sample, embedding, text)
-            return self.eager(shape.ways, sample, embedding, text)
-        if not self._is_gpu:
-            return kernels(sample, embedding, text)
-        if shape not in self._recorded:
-            try:
-                self._recorded[shape] = Recorded(kernels, sample, embedding, text, pool=self._graph_pool)
-            except RuntimeError as exc:
-                self._compiler.drop(shape)  # for good
-                if isinstance(exc, torch.OutOfMemoryError):
-                    raise  # the step is tried again in less
-                self._compiler.tell("compile_failed", why=f"recording {list(shape)}: {exc}"[:500])
-                return self.eager(shape.ways, sample, embedding, text)
-            self._graph_pool = self._recorded[shape].pool
-        return self._recorded[shape](sample, embedding, text)
+            return Answers(self.eager(shape.ways, sample, embedding, text), is_compiled=False)
+        try:
+            recorded = self._recording(shape, kernels, sample, embedding, text, records=records)
+            answers = (recorded or kernels)(sample, embedding, text)
+        except NotCompiledError:
+            self._compiler.missed(shape, (sample, embedding, text))
+        except _RecordingError as exc:
+            self._compiler.drop(shape)  # for good
+            self._compiler.tell("compile_failed", why=f"recording {list(shape)}: {exc}"[:500])
+        else:
+            return Answers(answers, is_compiled=True)
+        return Answers(self.eager(shape.ways, sample, embedding, text), is_compiled=False)
+
+    def release(self) -> None:
+        """Give the memory of the recorded graphs back to the allocator; the compiled kernels stay."""
+        self._recorded.clear()
+        self._graph_pool = None
 
     def eager(self, ways: int, sample: torch.Tensor, embedding: torch.Tensor, text: KeysValues) -> torch.Tensor:
         """Return the network's answers by eager kernels, and ask for no others."""
@@ -98,8 +124,19 @@ class Kernels:
     def close(self) -> None:
         """Compile nothing more and forget what was compiled; what is being compiled ends by itself."""
         self._compiler.close()
-        self._recorded.clear()
-        self._graph_pool = None
+        self.release()
+
+    def _recording(self, shape: Shape, kernels: Predict, *inputs: Any, records: bool) -> "Recorded | None":
+        """Return the graph of *shape*; on a CPU there is none."""
+        if self._is_gpu and records and shape not in self._recorded:
+            try:
+                self._recorded[shape] = Recorded(kernels, *inputs, pool=self._graph_pool)
+            except torch.OutOfMemoryError:
+                raise  # the step is tried again in less, and unrecorded
+            except RuntimeError as exc:
+                raise _RecordingError(str(exc)) from exc
+            self._graph_pool = self._recorded[shape].pool
+        return self._recorded.get(shape)
 
     def _ask_for(self, shape: Shape, *example: Any) -> None:
         """Have *shape* compiled, if it is one to be compiled; *example*, the inputs of a call."""
