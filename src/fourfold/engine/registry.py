@@ -170,7 +170,7 @@ REPLAY_MODEL: Final = "fourfold/replay"
 _REPLAY = replace(_LANCZOS, model_id=REPLAY_MODEL, title="Replay: a ready picture, for benchmarks", aliases=())
 
 _CPU_NETWORK: Final = "fourfold.engine.realesrgan:RealEsrganEngine"
-_GPU_NETWORK: Final = "fourfold.engine.realesrgan_torch:TorchRealEsrganEngine"
+_GPU_NETWORK: Final = "fourfold.engine.realesrgan_torch:load_realesrgan_engine"
 
 _ENTRIES: Final = (
     Entry(_PHOTO, _CPU_NETWORK, _GPU_NETWORK),
