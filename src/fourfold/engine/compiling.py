@@ -178,3 +178,11 @@ class Compiler(Generic[Key]):
         options = {"compile_threads": 1} if self._backend == "inductor" and not self._is_gpu else None
         compiled: Call = torch.compile(own, backend=self._backend, fullgraph=True, dynamic=False, options=options)
         return compiled
+
+
+def note_kernels(notes: dict[str, Any], *, is_compiled: bool) -> None:
+    """Have a job's *notes* say which kernels computed it: "eager", "compiled", or both."""
+    name = "compiled" if is_compiled else "eager"
+    before = notes.setdefault("kernels", name)
+    if name not in before:
+        notes["kernels"] = f"{before}, {name}"

@@ -47,7 +47,10 @@ def load_realesrgan_engine(card: EngineCard, *, settings: EngineSettings) -> Ups
         return TorchNetwork(network, device=device, dtype=dtype)
 
     engine: UpscaleEngine = TorchTilesEngine(
-        replace(card, bytes_per_input_pixel=BYTES_PER_PIXEL), settings=settings, make_network=make
+        replace(card, bytes_per_input_pixel=BYTES_PER_PIXEL),
+        settings=settings,
+        make_network=make,
+        compiler=settings.compiler,
     )
     return engine
 

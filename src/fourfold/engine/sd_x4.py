@@ -28,6 +28,7 @@ from fourfold.engine.base import (
     Progress,
     Remark,
 )
+from fourfold.engine.compiling import note_kernels
 from fourfold.engine.sd_x4_decode import DecodeLimits
 from fourfold.engine.sd_x4_files import ModelFolder, locate_model
 from fourfold.engine.sd_x4_job import Running, decode_job, prepare, total_steps
@@ -280,7 +281,7 @@ class StableDiffusionX4Engine:
             records = not any(running.has_run_short for running in self._running)
             answers, compiled = self._kernels.run(shape, sample, embedding, text, compiled=compiled, records=records)
         for running in _jobs(rows):
-            running.note_kernels(compiled=compiled)
+            note_kernels(running.notes, is_compiled=compiled)
         return [answers[row :: len(filled)] for row in range(len(rows))]
 
     @staticmethod

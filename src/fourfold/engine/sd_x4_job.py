@@ -88,13 +88,6 @@ class Running:
         options = self.job.options
         return (options.negative_prompt, self.job.prompt) if self.ways == 2 else (self.job.prompt,)
 
-    def note_kernels(self, *, compiled: bool) -> None:
-        """Have the job's end say which kernels computed it: "eager", "compiled", or both."""
-        name = "compiled" if compiled else "eager"
-        before = self.notes.setdefault("kernels", name)
-        if name not in before:
-            self.notes["kernels"] = f"{before}, {name}"
-
     def inputs(self, tile: int) -> torch.Tensor:
         """Return ``[1, 7, h, w]`` float32 for one tile."""
         assert self.latents is not None and self.picture is not None

@@ -1,33 +1,28 @@
 """A network that makes pictures of pictures, by torch: on a GPU several tiles a step.
 
-float16 where the job is 8 bit and no float32 is asked for. Kernels are eager: windows have a size for each picture's,
-so that compiled ones would be made anew for each.
+float16 where the job is 8 bit and no float32 is asked for. A job that comes when the compiled kernels are there is
+computed by them, from its first tile to its last; one that came before by eager ones.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import torch
 
 from fourfold.engine.admission import check_image, halved, plan_job, window_of
 from fourfold.engine.base import SCALE, EngineCard, EngineEvent, EngineJob, Pixels8or16, Precision, RegionDone
+from fourfold.engine.compiling import note_kernels
 from fourfold.engine.halving import Computation, Computer, in_parts
 from fourfold.engine.settings import EngineSettings
+from fourfold.engine.tiles_kernels import Kind, RunsPictures, TileKernels
 from fourfold.engine.tiling import Tile
 from fourfold.engine.turns import Turns
 from fourfold.errors import OutOfMemoryError
 
 STEP_PIXELS: Final = 512 * 512
 """Input pixels of the tiles of one step; a GPU is full long before, and a cancellation should not wait longer."""
-
-
-class RunsPictures(Protocol):
-    """A network on its device in one number type."""
-
-    def run(self, picture: torch.Tensor) -> torch.Tensor:
-        """Return ``[n, 3, 4 h, 4 w]`` float32 in 0 .. 1 of ``[n, 3, h, w]`` in 0 .. 1."""
 
 
 class TorchTilesEngine:
@@ -40,6 +35,7 @@ class TorchTilesEngine:
         settings: EngineSettings,
         make_network: Callable[[torch.dtype], RunsPictures],
         has_half: bool = True,
+        compiler: str | None = None,
     ) -> None:
         """Load nothing yet: the weights of a number type come with the first job that needs them.
 
@@ -47,6 +43,7 @@ class TorchTilesEngine:
             card: of the network, with its memory on this device.
             make_network: makes it in a number type.
             has_half: whether it computes in float16.
+            compiler: torch.compile's backend, for a network that is known to be compiled for every size at once.
         """
         self._settings = settings
         self._device = torch.device(settings.device)
@@ -55,8 +52,7 @@ class TorchTilesEngine:
         if self._device.type == "cpu":
             torch.set_num_threads(settings.threads)
         self._turns = Turns()
-        self._make_network = make_network
-        self._dtype_to_network: dict[torch.dtype, RunsPictures] = {}
+        self._kernels = TileKernels(make_network, device=self._device, backend=compiler)
 
     @property
     def card(self) -> EngineCard:
@@ -76,9 +72,21 @@ class TorchTilesEngine:
         tiles, notes = plan_job(self._card, width, height, budget_bytes=self._settings.memory_budget_bytes)
         size = self._tiles_a_step(tiles[0])
         batches = [tiles[start : start + size] for start in range(0, len(tiles), size)]
+
+        def kind_of(batch: Sequence[Tile]) -> Kind:
+            return Kind(dtype, job.image.dtype.itemsize * 8, is_batch=len(batch) > 1)
+
+        is_compiled = self._kernels.are_compiled({kind_of(batch) for batch in batches})
         notes = {"precision": str(dtype).removeprefix("torch."), **notes}
+
+        def compute(batch: Sequence[Tile]) -> Computation:
+            regions, by_compiled = self._compute(job, batch, kind_of(batch), compiled=is_compiled)
+            note_kernels(notes, is_compiled=by_compiled)
+            return regions
+            yield  # one step, so that nothing is yielded between two
+
         computer = Computer(
-            compute=lambda batch: self._compute(job, batch, dtype),
+            compute=compute,
             smaller=self._smaller,
             pixels=lambda batch: sum(tile.window.width * tile.window.height for tile in batch),
             give_back=self._give_back,
@@ -88,7 +96,7 @@ class TorchTilesEngine:
 
     def step(self) -> Sequence[EngineEvent]:
         """Compute some tiles of the job whose turn it is."""
-        return self._turns.step()
+        return [*self._turns.step(), *self._kernels.remarks()]
 
     def cancel(self, job_id: str) -> None:
         """Forget the job, after the tiles that run just now. May come from any thread."""
@@ -97,7 +105,7 @@ class TorchTilesEngine:
     def close(self) -> None:
         """Free the model's memory. Unfinished jobs are forgotten."""
         self._turns.clear()
-        self._dtype_to_network.clear()
+        self._kernels.close()
         self._give_back()
 
     def _dtype(self, job: EngineJob) -> torch.dtype:
@@ -111,19 +119,21 @@ class TorchTilesEngine:
         most = STEP_PIXELS if budget is None else min(STEP_PIXELS, self._card.tile_pixels_within(budget))
         return max(1, most // pixels)
 
-    def _compute(self, job: EngineJob, tiles: Sequence[Tile], dtype: torch.dtype) -> Computation:
+    def _compute(
+        self, job: EngineJob, tiles: Sequence[Tile], kind: Kind, *, compiled: bool
+    ) -> tuple[list[RegionDone], bool]:
+        """Return the regions that *tiles* keep, and whether compiled kernels made them."""
         try:
-            if dtype not in self._dtype_to_network:
-                self._dtype_to_network[dtype] = self._make_network(dtype)
+            self._kernels.load(kind.dtype)
             with torch.inference_mode(), _exact_float32():
-                pixels = self._upscale(job.image, tiles, self._dtype_to_network[dtype])
+                pixels, is_compiled = self._upscale(job.image, tiles, kind, compiled=compiled)
         except torch.OutOfMemoryError as exc:
             raise OutOfMemoryError("the GPU has no memory left for a tile; lower worker.memory_bytes") from exc
-        return [
+        regions = [
             RegionDone(job.job_id, tile.core.left * SCALE, tile.core.top * SCALE, made)
             for tile, made in zip(tiles, pixels, strict=True)
         ]
-        yield  # one step, so that nothing is yielded between two
+        return regions, is_compiled
 
     def _smaller(self, tiles: Sequence[Tile]) -> Sequence[Sequence[Tile]]:
         """Half as many tiles at once, then halves of a tile."""
@@ -135,31 +145,22 @@ class TorchTilesEngine:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _upscale(self, image: Pixels8or16, tiles: Sequence[Tile], network: RunsPictures) -> list[Pixels8or16]:
-        """Return the cores of *tiles*, enlarged."""
+    def _upscale(
+        self, image: Pixels8or16, tiles: Sequence[Tile], kind: Kind, *, compiled: bool
+    ) -> tuple[list[Pixels8or16], bool]:
+        """Return the cores of *tiles*, enlarged, and whether compiled kernels made them."""
         seen = [window_of(image, tile, min_side_px=self._card.size_rules.min_side_px) for tile in tiles]
         windows = np.stack([pixels for pixels, _ in seen])
-        is_8_bit = windows.dtype == np.uint8
         # torch computes little with uint16: 16 bits cross the bus as float32.
-        sent = torch.from_numpy(windows if is_8_bit else windows.astype(np.float32)).to(self._device)
-        made = enlarge(network, sent, bits=8 if is_8_bit else 16)
+        sent = torch.from_numpy(windows if kind.bits == 8 else windows.astype(np.float32)).to(self._device)
+        made, is_compiled = self._kernels.run(kind, sent, compiled=compiled)
         received = torch.empty(made.shape, dtype=made.dtype, pin_memory=self._device.type == "cuda")
         whole = received.copy_(made).numpy()
-        return [
+        pixels = [
             large[keep.top * SCALE : keep.bottom * SCALE, keep.left * SCALE : keep.right * SCALE].astype(image.dtype)
             for large, (_, keep) in zip(whole, seen, strict=True)
         ]
-
-
-def enlarge(network: RunsPictures, windows: torch.Tensor, *, bits: int) -> torch.Tensor:
-    """Return ``[n, 4 h, 4 w, 3]``, the levels of ``[n, h, w, 3]`` enlarged, all on the network's device.
-
-    8 bits come as uint8, a quarter of what float32 would take to the host; 16 as float32.
-    """
-    peak = float(2**bits - 1)
-    made = network.run((windows.float() / peak).permute(0, 3, 1, 2))
-    levels = (made * peak).round().permute(0, 2, 3, 1)
-    return (levels.to(torch.uint8) if bits == 8 else levels).contiguous()
+        return pixels, is_compiled
 
 
 def _exact_float32() -> AbstractContextManager[None]:
