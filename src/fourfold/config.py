@@ -131,8 +131,7 @@ class WorkerSettings(Section):
         False, description="On a GPU, too, a picture's bytes never depend on the jobs beside it, at some speed"
     )
     compile_models: tuple[str, ...] | None = Field(
-        None,
-        description="Diffusion models whose kernels are compiled as they run; none: all on a GPU, else none",
+        None, description="Models whose kernels are compiled as they run; none: all on a GPU, else none"
     )
     queue: int = Field(4, ge=0, description="Further jobs that wait; beyond that the worker is busy")
     memory_bytes: int | None = Field(None, ge=2**28, description="Budget of the device's process; none: half the RAM")

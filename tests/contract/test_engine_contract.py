@@ -41,10 +41,10 @@ def compact_in_tiles() -> UpscaleEngine:
 def compact_by_torch() -> UpscaleEngine:
     """What a GPU would run, here on the CPU; several tiles."""
     pytest.importorskip("torch", reason="needs the [diffusion] extra")
-    from fourfold.engine.realesrgan_torch import TorchRealEsrganEngine
+    from fourfold.engine.realesrgan_torch import load_realesrgan_engine
 
     about = replace(card("fourfold/realesr-animevideov3"), tile_pixels=48 * 48, core_px=8)
-    return TorchRealEsrganEngine(about, settings=ONE_THREAD)
+    return load_realesrgan_engine(about, settings=ONE_THREAD)
 
 
 def own_network() -> UpscaleEngine:

@@ -14,7 +14,7 @@ import torch
 from fourfold.engine import registry
 from fourfold.engine.base import EngineJob
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
-from fourfold.engine.sd_x4_kernels import Recorded
+from fourfold.engine.sd_x4_job import Running
 from fourfold.engine.settings import EngineSettings
 from fourfold.testing.sd_x4 import write_pipe
 from fourfold.testing.sd_x4_stock import job, notes, picture, pixels, run, upscale
@@ -91,7 +91,7 @@ def compile_all(engine: StableDiffusionX4Engine, each: EngineJob) -> None:
     """Run *each* eagerly and wait until its shape is compiled."""
     run(engine, each)
     engine._kernels.settle()
-    assert engine._kernels._ready, engine._kernels.remarks()
+    assert engine._kernels._compiler._ready, engine._kernels.remarks()
 
 
 def test_recorded_kernels_give_the_eager_picture_and_take_every_input(folder: Path) -> None:
@@ -104,7 +104,29 @@ def test_recorded_kernels_give_the_eager_picture_and_take_every_input(folder: Pa
 
         assert notes(events)["kernels"] == "compiled"
         assert 10 * np.log10(255**2 / max(1e-9, np.mean(error**2))) >= 50
-    assert any(isinstance(kernels, Recorded) for kernels in compiled._kernels._ready.values())
+    assert compiled._kernels._recorded
+
+
+def test_graphs_give_their_memory_up_and_are_recorded_again(folder: Path) -> None:
+    """With the same bytes: recorded, called kernel by kernel, and recorded anew."""
+    engine, each = make(folder, "cuda:0", (1,), "inductor"), job(steps=3)
+    compile_all(engine, each)
+    expected = upscale(engine, each)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    engine._kernels.release()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < before
+
+    with pytest.MonkeyPatch.context() as short:
+        short.setattr(Running, "has_run_short", True)
+        unrecorded = upscale(engine, each)
+        assert not engine._kernels._recorded
+    again = upscale(engine, each)
+
+    assert engine._kernels._recorded
+    assert np.array_equal(unrecorded, expected)
+    assert np.array_equal(again, expected)
 
 
 def test_no_recorded_step_waits_for_the_gpu(folder: Path) -> None:

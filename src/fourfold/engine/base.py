@@ -169,7 +169,8 @@ class Remark:
     facts: dict[str, Any] = field(default_factory=dict)  #: plain values
 
 
-EngineEvent: TypeAlias = RegionDone | Progress | MemoryRanOut | JobDone | JobFailed | Remark
+JobEvent: TypeAlias = RegionDone | Progress | MemoryRanOut | JobDone | JobFailed
+EngineEvent: TypeAlias = JobEvent | Remark
 
 
 class UpscaleEngine(Protocol):

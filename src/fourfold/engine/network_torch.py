@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from fourfold.engine.base import EngineCard, UpscaleEngine
 from fourfold.engine.networks import LocalNetwork, facts, read_pinned
-from fourfold.engine.realesrgan_torch import TorchRealEsrganEngine
 from fourfold.engine.settings import EngineSettings
+from fourfold.engine.tiles_torch import TorchTilesEngine
 from fourfold.errors import ModelUnavailableError, WorkerFailedError
 
 _LOST_WITHOUT_TORCHVISION: Final = ("normalize", "rotate", "InterpolationMode")
@@ -40,7 +40,7 @@ def load_network_engine(card: EngineCard, *, settings: EngineSettings) -> Upscal
             descriptor.model.to(memory_format=torch.channels_last)
         return PaddedNetwork(descriptor, multiple_px=multiple_px, min_side_px=least_px)
 
-    engine: UpscaleEngine = TorchRealEsrganEngine(card, settings=settings, make_network=make, has_half=found.has_half)
+    engine: UpscaleEngine = TorchTilesEngine(card, settings=settings, make_network=make, has_half=found.has_half)
     return engine
 
 

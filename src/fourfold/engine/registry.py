@@ -32,7 +32,7 @@ class Entry:
     gpu_engine: str | None = None  #: the one to take where the device is a GPU
     planner: str = _TILE_PLANNER  #: ``module:callable`` that tells what a job takes; pure
     finder: str | None = None  #: ``module:callable`` that raises where the model's files are not here; None = they are
-    is_compilable: bool = False  #: whether its engine has a use for `EngineSettings.compiler`
+    is_compilable: bool = False  #: whether its engine has a use for `EngineSettings.compiler`; a GPU's own always has
     is_listed: bool = True  #: False: found by who names it, never offered by itself
 
 
@@ -170,7 +170,7 @@ REPLAY_MODEL: Final = "fourfold/replay"
 _REPLAY = replace(_LANCZOS, model_id=REPLAY_MODEL, title="Replay: a ready picture, for benchmarks", aliases=())
 
 _CPU_NETWORK: Final = "fourfold.engine.realesrgan:RealEsrganEngine"
-_GPU_NETWORK: Final = "fourfold.engine.realesrgan_torch:TorchRealEsrganEngine"
+_GPU_NETWORK: Final = "fourfold.engine.realesrgan_torch:load_realesrgan_engine"
 
 _ENTRIES: Final = (
     Entry(_PHOTO, _CPU_NETWORK, _GPU_NETWORK),
@@ -233,9 +233,13 @@ def why_not_loadable(
     return None
 
 
-def is_compilable(model_id: str) -> bool:
-    """Return whether the kernels of *model_id* can be compiled further; False, too, for a model of others."""
-    return model_id in _ID_TO_ENTRY and _ID_TO_ENTRY[model_id].is_compilable
+def is_compilable(model_id: str, device: str | None = None) -> bool:
+    """Return whether the kernels of *model_id* can be compiled further; False, too, for a model of others.
+
+    Args: *device*, torch's name of it; None: on any.
+    """
+    entry = _ID_TO_ENTRY.get(model_id)
+    return entry is not None and (entry.is_compilable or (entry.gpu_engine is not None and device != "cpu"))
 
 
 def job_bytes(card: EngineCard, width: int, height: int, *, budget_bytes: int) -> int:

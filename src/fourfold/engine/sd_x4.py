@@ -28,6 +28,7 @@ from fourfold.engine.base import (
     Progress,
     Remark,
 )
+from fourfold.engine.compiling import note_kernels
 from fourfold.engine.sd_x4_decode import DecodeLimits
 from fourfold.engine.sd_x4_files import ModelFolder, locate_model
 from fourfold.engine.sd_x4_job import Running, decode_job, prepare, total_steps
@@ -294,9 +295,11 @@ class StableDiffusionX4Engine:
         else:
             compiled = self._kernels.is_compiled(shape) if lead.is_compiled is None else lead.is_compiled
             text = self._prompts.rows([text for some in texts for text in some])
-            answers = self._kernels.run(shape, sample, embedding, text, compiled=compiled)
+            # Recording takes the memory of a step: not while a job is there that memory ran out on.
+            records = not any(running.has_run_short for running in self._running)
+            answers, compiled = self._kernels.run(shape, sample, embedding, text, compiled=compiled, records=records)
         for running in _jobs(rows):
-            running.note_kernels(compiled=compiled)
+            note_kernels(running.notes, is_compiled=compiled)
         return [answers[row :: len(filled)] for row in range(len(rows))]
 
     @staticmethod
@@ -340,7 +343,8 @@ class StableDiffusionX4Engine:
         return error
 
     def _forget_cached(self) -> None:
-        """Give back what the allocator keeps for later."""
+        """Give back what recorded graphs hold, and what the allocator keeps for later."""
+        self._kernels.release()
         if self._modules.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -54,6 +54,11 @@ class Running:
         return 2 if self.job.options.guidance_scale > 1 else 1
 
     @property
+    def has_run_short(self) -> bool:
+        """Whether memory has run out on it."""
+        return "out_of_memory_retries" in self.notes
+
+    @property
     def is_denoised(self) -> bool:
         """Whether only decoding is left."""
         return self.at == len(self.steps)
@@ -82,13 +87,6 @@ class Running:
         """Return the prompts of the ways, the one without emphasis first."""
         options = self.job.options
         return (options.negative_prompt, self.job.prompt) if self.ways == 2 else (self.job.prompt,)
-
-    def note_kernels(self, *, compiled: bool) -> None:
-        """Have the job's end say which kernels computed it: "eager", "compiled", or both."""
-        name = "compiled" if compiled else "eager"
-        before = self.notes.setdefault("kernels", name)
-        if name not in before:
-            self.notes["kernels"] = f"{before}, {name}"
 
     def inputs(self, tile: int) -> torch.Tensor:
         """Return ``[1, 7, h, w]`` float32 for one tile."""

@@ -1,21 +1,16 @@
-"""The network's kernels: eager at once; compiled for each shape in the background; on a GPU recorded as a CUDA graph.
+"""The network's kernels: eager at once; compiled for each shape beside the jobs; on a GPU recorded as a CUDA graph.
 
 A shape is asked for by the first call that has it; that call and those after it are eager until the compiled kernels
-are there. A compilation that fails leaves everything eager, for good, and is told once. Compiled kernels are kept on
-disk by torch itself (``TORCHINDUCTOR_CACHE_DIR``), so that a later process compiles in seconds what an earlier one did.
+are there.
 """
 
-import queue
-import threading
-import time
-import traceback
-from collections.abc import Callable, Sequence
-from types import FunctionType
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 
 from fourfold.engine.base import Remark
+from fourfold.engine.compiling import Compiler, NotCompiledError
 from fourfold.engine.sd_x4_text import KeysValues
 from fourfold.engine.sd_x4_unet import predict
 
@@ -42,47 +37,77 @@ class Shape(NamedTuple):
         """Latent pixels of all rows."""
         return self.rows * self.height * self.width
 
+    def facts(self) -> Mapping[str, Any]:
+        """Return plain values that tell it in the log."""
+        return {"shape": list(self)}
+
+    def label(self) -> str:
+        """Return what tells it from others in a name."""
+        return "_".join(map(str, self))
+
+
+class Answers(NamedTuple):
+    """What a call of the network gave."""
+
+    answers: torch.Tensor
+    is_compiled: bool  #: by which kernels
+
+
+class _RecordingError(Exception):
+    """The kernels cannot be a graph."""
+
 
 class Kernels:
-    """Calls of one network. One thread uses it; another one, its own, compiles."""
+    """Calls of one network. One thread uses it."""
 
     def __init__(self, unet: Any, *, backend: str | None) -> None:
         """*backend*, torch.compile's; None: everything is eager."""
         self._unet = unet
-        self._backend = backend
         self._is_gpu = unet.device.type == "cuda"
-        self._lock = threading.Lock()
-        self._ready: dict[Shape, Predict] = {}
-        self._asked: set[Shape] = set()
-        self._has_failed = False
-        self._wanted: queue.Queue[tuple[Shape, Sequence[Any]] | None] = queue.Queue()
-        self._remarks: list[Remark] = []
+        self._compiler: Compiler[Shape] = Compiler(self._predict, backend=backend, is_gpu=self._is_gpu)
+        self._recorded: dict[Shape, Recorded] = {}
         self._graph_pool: Any = None
-        self._thread: threading.Thread | None = None
 
     def is_compiled(self, shape: Shape) -> bool:
         """Whether *shape* has its compiled kernels now."""
-        return shape in self._ready
+        return self._compiler.ready(shape) is not None
 
     def run(
-        self, shape: Shape, sample: torch.Tensor, embedding: torch.Tensor, text: KeysValues, *, compiled: bool
-    ) -> torch.Tensor:
-        """Return the network's answers; *compiled*: by the compiled kernels, if they are there."""
-        kernels = self._ready.get(shape) if compiled else None
+        self,
+        shape: Shape,
+        sample: torch.Tensor,
+        embedding: torch.Tensor,
+        text: KeysValues,
+        *,
+        compiled: bool,
+        records: bool = True,
+    ) -> Answers:
+        """Return the network's answers.
+
+        Args:
+            compiled: by the compiled kernels, if they are there.
+            records: there is room for a graph that is not recorded yet.
+        """
+        kernels = self._compiler.ready(shape) if compiled else None
         if kernels is None:
             self._ask_for(shape, sample, embedding, text)
-            return self.eager(shape.ways, sample, embedding, text)
-        if self._is_gpu and not isinstance(kernels, Recorded):
-            del self._ready[shape]  # for good, if recording fails
-            try:
-                kernels = self._ready[shape] = Recorded(kernels, sample, embedding, text, pool=self._graph_pool)
-            except torch.OutOfMemoryError:
-                raise  # the step is tried again in less
-            except RuntimeError as exc:
-                self._tell("compile_failed", why=f"recording {list(shape)}: {exc}"[:500])
-                return self.eager(shape.ways, sample, embedding, text)
-            self._graph_pool = kernels.pool
-        return kernels(sample, embedding, text)
+            return Answers(self.eager(shape.ways, sample, embedding, text), is_compiled=False)
+        try:
+            recorded = self._recording(shape, kernels, sample, embedding, text, records=records)
+            answers = (recorded or kernels)(sample, embedding, text)
+        except NotCompiledError:
+            self._compiler.missed(shape, (sample, embedding, text))
+        except _RecordingError as exc:
+            self._compiler.drop(shape)  # for good
+            self._compiler.tell("compile_failed", why=f"recording {list(shape)}: {exc}"[:500])
+        else:
+            return Answers(answers, is_compiled=True)
+        return Answers(self.eager(shape.ways, sample, embedding, text), is_compiled=False)
+
+    def release(self) -> None:
+        """Give the memory of the recorded graphs back to the allocator; the compiled kernels stay."""
+        self._recorded.clear()
+        self._graph_pool = None
 
     def eager(self, ways: int, sample: torch.Tensor, embedding: torch.Tensor, text: KeysValues) -> torch.Tensor:
         """Return the network's answers by eager kernels, and ask for no others."""
@@ -90,73 +115,42 @@ class Kernels:
 
     def remarks(self) -> list[Remark]:
         """Return what happened since the last call: a shape's kernels are there, or will never be."""
-        if not self._remarks:
-            return []
-        with self._lock:
-            told, self._remarks = self._remarks, []
-        return told
+        return self._compiler.remarks()
 
     def settle(self) -> None:
         """Wait until all that was asked for is compiled, or has failed; for tests and benchmarks."""
-        self._wanted.join()
+        self._compiler.settle()
 
     def close(self) -> None:
         """Compile nothing more and forget what was compiled; what is being compiled ends by itself."""
-        if self._thread is not None:
-            self._wanted.put(None)
-        self._ready.clear()
-        self._graph_pool = None
+        self._compiler.close()
+        self.release()
+
+    def _recording(self, shape: Shape, kernels: Predict, *inputs: Any, records: bool) -> "Recorded | None":
+        """Return the graph of *shape*; on a CPU there is none."""
+        if self._is_gpu and records and shape not in self._recorded:
+            try:
+                self._recorded[shape] = Recorded(kernels, *inputs, pool=self._graph_pool)
+            except torch.OutOfMemoryError:
+                raise  # the step is tried again in less, and unrecorded
+            except RuntimeError as exc:
+                raise _RecordingError(str(exc)) from exc
+            self._graph_pool = self._recorded[shape].pool
+        return self._recorded.get(shape)
 
     def _ask_for(self, shape: Shape, *example: Any) -> None:
-        """Have *shape* compiled, if it is one to be compiled and nobody has asked; *example*, the inputs of a call."""
-        if self._backend is None or self._has_failed or shape in self._asked:
-            return
-        if shape.pixels > MOST_PIXELS or len(self._asked) >= MOST_SHAPES:
-            return
-        self._asked.add(shape)
-        self._wanted.put((shape, example))
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._compile_wanted, name="kernels", daemon=True)
-            self._thread.start()
+        """Have *shape* compiled, if it is one to be compiled; *example*, the inputs of a call."""
+        if shape.pixels <= MOST_PIXELS and self._compiler.asked < MOST_SHAPES:
+            self._compiler.ask_for(shape, example)
 
-    def _compile_wanted(self) -> None:
-        while (wanted := self._wanted.get()) is not None:
-            shape, example = wanted
-            started = time.monotonic()
-            try:
-                if not self._has_failed:
-                    self._ready[shape] = self._compile(shape, example)
-                    self._tell("kernels_ready", shape=list(shape), seconds=round(time.monotonic() - started, 3))
-            except Exception as exc:  # noqa: BLE001  # a compiler fails in many ways; eager kernels do not need it
-                traceback.print_exc()
-                self._has_failed = True
-                self._tell("compile_failed", why=f"{type(exc).__name__}: {exc}"[:500])
-            finally:
-                self._wanted.task_done()
-
-    def _compile(self, shape: Shape, example: Sequence[Any]) -> Predict:
-        """Compile for *shape*, by one call."""
+    def _predict(self, shape: Shape) -> Predict:
+        """Return the call that *shape* has."""
         unet, ways = self._unet, shape.ways
 
         def call(sample: torch.Tensor, embedding: torch.Tensor, text: KeysValues) -> torch.Tensor:
             return predict(unet, sample, embedding, text, ways=ways)
 
-        # torch keeps what it compiled by code object: each shape gets its own, so that it finds its kernels at once.
-        own = FunctionType(
-            call.__code__.replace(co_name="call_" + "_".join(map(str, shape))),
-            call.__globals__,
-            closure=call.__closure__,
-        )
-        # On a CPU in this thread alone: torch would start a process for each core otherwise.
-        options = {"compile_threads": 1} if self._backend == "inductor" and not self._is_gpu else None
-        compiled: Predict = torch.compile(own, backend=self._backend, fullgraph=True, dynamic=False, options=options)
-        with torch.inference_mode():
-            compiled(*example)
-        return compiled
-
-    def _tell(self, name: str, **facts: Any) -> None:
-        with self._lock:
-            self._remarks.append(Remark(name, facts))
+        return call
 
 
 class Recorded:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fourfold.engine.base import (
-    EngineEvent,
     EngineJob,
     JobDone,
+    JobEvent,
     JobFailed,
     MemoryRanOut,
     Precision,
@@ -30,7 +30,7 @@ from fourfold.engine.base import (
 )
 from fourfold.engine.devices import ComputeDevice, pick_device, prepare_environment
 from fourfold.engine.networks import LocalNetwork
-from fourfold.engine.registry import load_engine
+from fourfold.engine.registry import is_compilable, load_engine
 from fourfold.engine.settings import EngineSettings, has_bf16
 from fourfold.errors import EngineCrashedError, FourfoldError, ModelUnavailableError
 from fourfold.imaging.canvas import CanvasWriter
@@ -116,7 +116,11 @@ class DeviceLoop:
                 self._fail_all(model_id, exc)
                 continue
             for event in events:
-                self._hand_on(event)
+                if isinstance(event, Remark):
+                    facts = {"model_id": model_id, **event.facts}
+                    self._send({"event": orders.REMARK, "name": event.name, "facts": facts})
+                else:
+                    self._hand_on(event)
 
     def welcome(self, arrival: Arrival) -> None:
         """Take a model that the loader has done with, and say so."""
@@ -152,10 +156,7 @@ class DeviceLoop:
         except OSError as exc:
             self._fail(job.job_id, EngineCrashedError(f"the device cannot open the job's files: {exc.strerror}"))
 
-    def _hand_on(self, event: EngineEvent) -> None:
-        if isinstance(event, Remark):
-            self._send({"event": orders.REMARK, "name": event.name, "facts": event.facts})
-            return
+    def _hand_on(self, event: JobEvent) -> None:
         known = self._jobs.get(event.job_id)
         if known is None:
             return
@@ -251,6 +252,11 @@ def engine_settings(arguments: argparse.Namespace, compute: ComputeDevice) -> En
     )
 
 
+def uncompiled(arguments: argparse.Namespace, compute: ComputeDevice) -> list[str]:
+    """Return the models that were named to be compiled, and cannot be on this device."""
+    return [model_id for model_id in arguments.compile_models or () if not is_compilable(model_id, compute.name)]
+
+
 def compiles(model_id: str, arguments: argparse.Namespace, compute: ComputeDevice) -> bool:
     """Whether the kernels of *model_id* are to be compiled: as told, else on a GPU, whose steps are quick enough."""
     told = arguments.compile_models
@@ -288,6 +294,9 @@ def main() -> None:
         lambda: _classifier(arguments.threads, arguments.safety_checker),
     )
     pipe.send({"event": orders.READY, "device": compute.name, "memory_bytes": settings.memory_budget_bytes})
+    for model_id in uncompiled(arguments, compute):
+        facts = {"model_id": model_id, "flags": ["compile"], "device": compute.name}
+        pipe.send({"event": orders.REMARK, "name": "optimization_ignored", "facts": facts})
     try:
         run(pipe, device)
     except Exception as exc:  # noqa: BLE001  # the edge of the process: which request it was is known only here

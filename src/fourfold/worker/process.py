@@ -356,7 +356,9 @@ class Device:
 
 def _log_remark(name: str, facts: dict[str, Any]) -> None:
     """Log what an engine says about itself."""
-    if name == "compile_failed":
+    if name == "optimization_ignored":
+        log.warning("optimization_ignored", extra=facts)
+    elif name == "compile_failed":
         log.warning("compile_failed", extra=facts)
     elif name == "kernels_ready":
         log.info("kernels_ready", extra=facts)

@@ -11,6 +11,7 @@ from fourfold.orchestrator.models import ModelConfig
 from fourfold.telemetry import Metrics
 
 DIFFUSION = "stabilityai/stable-diffusion-x4-upscaler"
+PHOTO = "fourfold/realesrgan-x4plus"
 
 
 async def test_deepcache_is_refused_before_a_worker_starts() -> None:
@@ -30,11 +31,14 @@ def test_a_flag_without_effect_is_told(value: str | bool, is_told: bool, caplog:
     assert [record.message for record in caplog.records] == ["optimization_ignored"] * is_told
 
 
-@pytest.mark.parametrize(("value", "expected"), [("true", (DIFFUSION,)), (True, (DIFFUSION,)), ("false", ())])
-def test_sfast_says_whether_a_diffusion_model_is_compiled(
-    value: str | bool, expected: tuple[str, ...], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("model_id", [DIFFUSION, PHOTO])
+@pytest.mark.parametrize(("value", "is_compiled"), [("true", True), (True, True), ("false", False)])
+def test_sfast_says_whether_a_model_is_compiled(
+    value: str | bool, is_compiled: bool, model_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    models = [ModelConfig(model_id=DIFFUSION, optimization_flags={"SFAST": value}), ModelConfig("fourfold/lanczos")]
+    """Where the device turns out to be a CPU, on which PHOTO is not, the worker says so."""
+    models = [ModelConfig(model_id=model_id, optimization_flags={"SFAST": value}), ModelConfig("fourfold/lanczos")]
+    expected = (model_id,) if is_compiled else ()
 
     assert _compiled_models(models) == expected
     assert not caplog.records

@@ -164,9 +164,9 @@ def test_a_batch_is_halved_before_its_tiles_are(monkeypatch: pytest.MonkeyPatch)
     """On a GPU several tiles run at once; one at a time may fit where all together do not."""
     torch = pytest.importorskip("torch", reason="needs the [diffusion] extra")
     torch.set_num_threads(1)
-    from fourfold.engine.realesrgan_torch import TorchNetwork, TorchRealEsrganEngine
+    from fourfold.engine.realesrgan_torch import TorchNetwork, load_realesrgan_engine
 
-    engine = TorchRealEsrganEngine(COMPACT, settings=EngineSettings(threads=1))
+    engine = load_realesrgan_engine(COMPACT, settings=EngineSettings(threads=1))
     image = photo(80, 120)
     expected = put_together(drain(engine, image), image)  # type: ignore[arg-type]
     run, batches = TorchNetwork.run, list[int]()

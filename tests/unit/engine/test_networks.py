@@ -24,8 +24,9 @@ from fourfold.engine.network_probe import LiveMemory, describe
 from fourfold.engine.network_torch import PaddedNetwork, import_spandrel, load_descriptor
 from fourfold.engine.networks import LocalNetwork, facts, network_card
 from fourfold.engine.realesrgan import RealEsrganEngine
-from fourfold.engine.realesrgan_torch import TorchRealEsrganEngine
+from fourfold.engine.realesrgan_torch import load_realesrgan_engine
 from fourfold.engine.settings import EngineSettings
+from fourfold.engine.tiles_torch import TorchTilesEngine
 from fourfold.errors import ModelUnavailableError, WorkerFailedError
 from fourfold.testing.networks import save, write_compact, write_esrgan
 
@@ -85,7 +86,7 @@ def test_the_embedded_weights_as_a_file_give_the_embedded_models_picture(
     """By torch, whose own engine it equals but for rounding, and by OpenVINO."""
     image, card, settings = picture(40, 28, dtype), registry.card(COMPACT), EngineSettings(threads=1)
     ours, _ = run(engine_of(compact), image)
-    by_torch, _ = run(TorchRealEsrganEngine(card, settings=settings), image)
+    by_torch, _ = run(load_realesrgan_engine(card, settings=settings), image)
     by_openvino, _ = run(RealEsrganEngine(card, settings=settings), image)
 
     assert np.abs(ours.astype(int) - by_torch).max() <= 1
@@ -98,7 +99,7 @@ def test_the_large_family_is_read_too(tmp_path: Path) -> None:
     """RRDB under Real-ESRGAN's names."""
     image, settings = picture(20, 24), EngineSettings(threads=1)
     ours, _ = run(engine_of(write_esrgan(tmp_path / "anime.safetensors")), image)
-    theirs, _ = run(TorchRealEsrganEngine(registry.card(ANIME), settings=settings), image)
+    theirs, _ = run(load_realesrgan_engine(registry.card(ANIME), settings=settings), image)
 
     assert np.abs(ours.astype(int) - theirs).max() <= 1
 
@@ -106,7 +107,7 @@ def test_the_large_family_is_read_too(tmp_path: Path) -> None:
 def test_float16_as_on_a_gpu_looks_the_same(compact: LocalNetwork) -> None:
     """A second copy of the weights beside the first; here on the CPU, which is slow but no different."""
     engine = engine_of(compact)
-    assert isinstance(engine, TorchRealEsrganEngine)
+    assert isinstance(engine, TorchTilesEngine)
     planes = torch.from_numpy(picture(12, 16).astype(np.float32) / 255).permute(2, 0, 1)[None]
     with torch.inference_mode():
         half, whole = (engine._make_network(dtype).run(planes) for dtype in (torch.float16, torch.float32))

@@ -16,7 +16,7 @@ from fourfold.engine.base import EngineJob, JobFailed, MemoryRanOut, RegionDone,
 from fourfold.engine.ncnn_files import read_network
 from fourfold.engine.pieces import join
 from fourfold.engine.realesrgan import RealEsrganEngine
-from fourfold.engine.realesrgan_torch import TorchNetwork, TorchRealEsrganEngine
+from fourfold.engine.realesrgan_torch import TorchNetwork, load_realesrgan_engine
 from fourfold.engine.settings import EngineSettings
 from fourfold.engine.weights import read_weights
 from fourfold.errors import InvalidImageError, OutOfMemoryError
@@ -55,7 +55,7 @@ def photo(width: int, height: int, dtype: Any = np.uint8) -> Any:
 def test_the_picture_is_the_cpu_engines(size: tuple[int, int], dtype: Any, bound: int) -> None:
     """In float32 within one level of 8 bits, within 8 of 16: the order of additions differs."""
     card, image = registry.card(COMPACT), photo(*size, dtype)
-    ours, notes = run(TorchRealEsrganEngine(card, settings=SETTINGS), image)
+    ours, notes = run(load_realesrgan_engine(card, settings=SETTINGS), image)
     theirs, _ = run(RealEsrganEngine(card, settings=SETTINGS), image)
 
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= bound
@@ -68,7 +68,7 @@ def test_the_picture_is_the_cpu_engines(size: tuple[int, int], dtype: Any, bound
 )
 def test_the_large_networks_give_the_cpu_engines_picture(model_id: str) -> None:
     card, image = registry.card(model_id), photo(24, 20)
-    ours, _ = run(TorchRealEsrganEngine(card, settings=SETTINGS), image)
+    ours, _ = run(load_realesrgan_engine(card, settings=SETTINGS), image)
     theirs, _ = run(RealEsrganEngine(card, settings=SETTINGS), image)
 
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
@@ -97,8 +97,8 @@ def test_batched_tiles_give_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -
     calls: list[int] = []
     original = TorchNetwork.run
     monkeypatch.setattr(TorchNetwork, "run", lambda self, x: calls.append(x.shape[0]) or original(self, x))
-    whole, _ = run(TorchRealEsrganEngine(card, settings=SETTINGS), image)
-    tiled, notes = run(TorchRealEsrganEngine(tiled_card, settings=SETTINGS), image)
+    whole, _ = run(load_realesrgan_engine(card, settings=SETTINGS), image)
+    tiled, notes = run(load_realesrgan_engine(tiled_card, settings=SETTINGS), image)
 
     assert notes["tiles"] > 1
     assert calls == [1, notes["tiles"]]
@@ -107,7 +107,7 @@ def test_batched_tiles_give_the_whole_picture(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_does_not_fit_is_refused_and_what_is_no_picture_too() -> None:
     card = registry.card(COMPACT)
-    engine = TorchRealEsrganEngine(card, settings=EngineSettings(threads=1, memory_budget_bytes=card.fixed_bytes))
+    engine = load_realesrgan_engine(card, settings=EngineSettings(threads=1, memory_budget_bytes=card.fixed_bytes))
     with pytest.raises(OutOfMemoryError):
         engine.admit(EngineJob("a", photo(64, 64)))
     with pytest.raises(InvalidImageError):
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused_and_what_is_no_picture_too() -> None:
 
 
 def test_a_full_gpu_fails_the_job_and_not_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = TorchRealEsrganEngine(registry.card(COMPACT), settings=SETTINGS)
+    engine = load_realesrgan_engine(registry.card(COMPACT), settings=SETTINGS)
 
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -132,7 +132,7 @@ def test_a_full_gpu_fails_the_job_and_not_the_next_one(monkeypatch: pytest.Monke
 
 
 def test_cancelled_and_closed_engines_hold_nothing() -> None:
-    engine = TorchRealEsrganEngine(registry.card(COMPACT), settings=SETTINGS)
+    engine = load_realesrgan_engine(registry.card(COMPACT), settings=SETTINGS)
     engine.admit(EngineJob("a", photo(8, 8)))
     engine.cancel("a")
     assert not engine.busy and engine.step() == []
@@ -146,7 +146,7 @@ def test_the_registry_takes_the_engine_of_the_device(monkeypatch: pytest.MonkeyP
     import fourfold.engine.realesrgan_torch as module
 
     made: list[str] = []
-    monkeypatch.setattr(module, "TorchRealEsrganEngine", lambda card, *, settings: made.append(settings.device))
+    monkeypatch.setattr(module, "load_realesrgan_engine", lambda card, *, settings: made.append(settings.device))
     registry.load_engine(COMPACT, settings=EngineSettings(threads=1, device="cuda:0"))
 
     assert made == ["cuda:0"]

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fourfold.engine.base import EngineEvent, Remark
 from fourfold.engine.devices import ComputeDevice
+from fourfold.engine.lanczos import LanczosEngine
 from fourfold.engine.registry import load_engine
 from fourfold.engine.settings import EngineSettings
 from fourfold.imaging import Canvas
 from fourfold.worker import orders
-from fourfold.worker.child import DeviceLoop, compiles, engine_settings
+from fourfold.worker.child import DeviceLoop, compiles, engine_settings, uncompiled
 from fourfold.worker.loader import Arrival
 from fourfold.worker.orders import DeviceJob
 
@@ -37,14 +39,28 @@ def job(folder: Path, job_id: str) -> DeviceJob:
     return DeviceJob(job_id, MODEL, source, Canvas(folder / job_id / "output.raw", 32, 24))
 
 
-def test_a_job_whose_files_left_with_its_caller_fails_alone(tmp_path: Path) -> None:
-    """Its cancellation is still on its way: the process, and the other jobs in it, go on."""
-    said: list[Mapping[str, Any]] = []
-    device = DeviceLoop(said.append, lambda _: load_engine(MODEL, settings=SETTINGS), Harmless)
+class Remarking(LanczosEngine):
+    """Says something with every step."""
+
+    def step(self) -> list[EngineEvent]:
+        return [*super().step(), Remark("kernels_ready", {"precision": "float16"})]
+
+
+def loaded(said: list[Mapping[str, Any]], engine: type[LanczosEngine] = LanczosEngine) -> DeviceLoop:
+    """Return a device with one model in it, which tells *said* what it would tell its parent."""
+    card = load_engine(MODEL, settings=SETTINGS).card
+    device = DeviceLoop(said.append, lambda _: engine(card, settings=SETTINGS), Harmless)
     device.obey({"op": orders.LOAD, "model_id": MODEL})
     arrival = device.inbox.get(timeout=30)
     assert isinstance(arrival, Arrival)
     device.welcome(arrival)
+    return device
+
+
+def test_a_job_whose_files_left_with_its_caller_fails_alone(tmp_path: Path) -> None:
+    """Its cancellation is still on its way: the process, and the other jobs in it, go on."""
+    said: list[Mapping[str, Any]] = []
+    device = loaded(said)
     gone, stays = job(tmp_path, "gone"), job(tmp_path, "stays")
     for one in (gone, stays):
         device.obey({"op": orders.RUN, "job": one.to_json()})
@@ -56,6 +72,30 @@ def test_a_job_whose_files_left_with_its_caller_fails_alone(tmp_path: Path) -> N
     ends = {event["job_id"]: event for event in said if event["event"] in (orders.DONE, orders.FAILED)}
     assert (ends["gone"]["event"], ends["gone"]["code"]) == (orders.FAILED, "engine_crashed")
     assert ends["stays"]["event"] == orders.DONE
+
+
+def test_what_an_engine_remarks_is_told_with_its_model(tmp_path: Path) -> None:
+    said: list[Mapping[str, Any]] = []
+    device = loaded(said, Remarking)
+    device.obey({"op": orders.RUN, "job": job(tmp_path, "a").to_json()})
+    while device.busy:
+        device.step()
+
+    remarks = [event for event in said if event["event"] == orders.REMARK]
+    assert remarks[0] == {
+        "event": orders.REMARK,
+        "name": "kernels_ready",
+        "facts": {"model_id": MODEL, "precision": "float16"},
+    }
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", ["fourfold/realesrgan-x4plus", MODEL]), ("cuda:0", [MODEL])])
+def test_a_model_named_for_compiling_that_cannot_be_is_told(device: str, expected: list[str]) -> None:
+    """Lanczos on no device; an embedded network only on a GPU; Stable Diffusion on any."""
+    named = ["fourfold/realesrgan-x4plus", "stabilityai/stable-diffusion-x4-upscaler", MODEL]
+
+    assert uncompiled(argparse.Namespace(compile_models=named), ComputeDevice(device)) == expected
+    assert uncompiled(argparse.Namespace(compile_models=None), ComputeDevice(device)) == []
 
 
 GPU = ComputeDevice("cuda:0", 23 * 2**30)

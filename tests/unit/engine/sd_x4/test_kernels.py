@@ -17,8 +17,8 @@ import torch
 
 from fourfold.engine import registry, sd_x4_kernels
 from fourfold.engine.base import EngineEvent, JobDone, Remark
+from fourfold.engine.compiling import Compiler
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
-from fourfold.engine.sd_x4_kernels import Kernels
 from fourfold.engine.settings import EngineSettings
 from fourfold.testing.sd_x4_stock import job, notes, picture, pixels, run
 
@@ -30,11 +30,11 @@ def compiling(folder: Path, *, rows: tuple[int, ...] = (1,), compiler: str = "ao
     """Yield an engine that compiles; its thread has ended afterwards."""
     settings = EngineSettings(threads=1, batch_rows=rows, compiler=compiler)
     engine = StableDiffusionX4Engine(registry.card(MODEL), settings=settings, folder=folder)
-    kernels = engine._kernels
+    compiler = engine._kernels._compiler
     yield engine
     engine.close()
-    if kernels._thread is not None:
-        kernels._thread.join()
+    if compiler._thread is not None:
+        compiler._thread.join()
 
 
 def remarks(events: list[EngineEvent]) -> list[str]:
@@ -44,13 +44,13 @@ def remarks(events: list[EngineEvent]) -> list[str]:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Hold every compilation until this is called."""
-    opened, original = threading.Event(), Kernels._compile
+    opened, original = threading.Event(), Compiler._compile
 
-    def held(self: Kernels, *inputs: Any) -> Any:
+    def held(self: Compiler[Any], *inputs: Any) -> Any:
         opened.wait()
         return original(self, *inputs)
 
-    monkeypatch.setattr(Kernels, "_compile", held)
+    monkeypatch.setattr(Compiler, "_compile", held)
     return opened.set
 
 
@@ -102,7 +102,8 @@ def test_compiled_answers_are_the_eager_ones(tiny_folder: Path) -> None:
                 assert kernels.is_compiled(shape)
                 for each in inputs:
                     expected = kernels.eager(ways, *each)
-                    made = kernels.run(shape, *each, compiled=True)
+                    made, is_compiled = kernels.run(shape, *each, compiled=True)
+                    assert is_compiled
                     assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
@@ -141,14 +142,49 @@ def test_nothing_is_compiled_unless_asked_for_or_beyond_a_bound(
 ) -> None:
     """By default, for large shapes, and for the thirty-third."""
     run(engine, job(steps=1))
-    assert engine._kernels._thread is None
+    assert engine._kernels._compiler._thread is None
 
     monkeypatch.setattr(sd_x4_kernels, "MOST_PIXELS", 64 * 64 - 1)
     with compiling(tiny_folder) as large:
         events = run(large, job(steps=1))
-        assert large._kernels._thread is None
+        assert large._kernels._compiler._thread is None
     monkeypatch.setattr(sd_x4_kernels, "MOST_SHAPES", 0)
     assert any(isinstance(event, JobDone) for event in events)
+
+
+@contextmanager
+def recording(folder: Path, monkeypatch: pytest.MonkeyPatch, by: type, *, rows: int = 1) -> Iterator[Any]:
+    """Yield an engine that has kernels for one shape, eager ones as if compiled, and records them, as on a GPU."""
+    with compiling(folder, rows=(rows,)) as engine, monkeypatch.context() as patched:
+        kernels, shape = engine._kernels, sd_x4_kernels.Shape(rows, 2, 64, 64)
+        kernels._compiler._ready[shape] = kernels._predict(shape)
+        patched.setattr(kernels._compiler, "_backend", None)
+        patched.setattr(kernels, "_is_gpu", True)
+        patched.setattr(sd_x4_kernels, "Recorded", by)
+        yield engine
+
+
+class NoRecording:
+    """Kernels that cannot be a graph."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+class Recording:
+    """Kernels that are called one by one, instead of as a graph; it counts."""
+
+    made = 0
+    is_full = False
+
+    def __init__(self, kernels: Any, *_: Any, pool: Any) -> None:
+        Recording.made += 1
+        self._kernels, self.pool = kernels, pool or object()
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self.is_full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self._kernels(*inputs)
 
 
 def test_kernels_that_cannot_be_recorded_are_not_used(
@@ -156,17 +192,39 @@ def test_kernels_that_cannot_be_recorded_are_not_used(
 ) -> None:
     """On a GPU compiled kernels are recorded; where that fails the job goes on with eager ones, and it is told."""
     expected = pixels(run(engine, job(steps=2)))
-    with compiling(tiny_folder) as other:
-        kernels, shape = other._kernels, sd_x4_kernels.Shape(1, 2, 64, 64)
-        kernels._ready[shape] = lambda *_: pytest.fail("they are not recorded")
-        monkeypatch.setattr(kernels, "_is_gpu", True)
-
-        def refuse(*_: Any, **__: Any) -> None:
-            raise RuntimeError("operation not permitted when stream is capturing")
-
-        monkeypatch.setattr(sd_x4_kernels, "Recorded", type("Refusing", (), {"__new__": refuse}))
-        monkeypatch.setattr(kernels, "_backend", None)
+    with recording(tiny_folder, monkeypatch, NoRecording) as other:
         events = run(other, job(steps=2))
 
     assert remarks(events) == ["compile_failed"]
+    assert notes(events)["kernels"] == "eager"
     assert np.array_equal(pixels(events), expected)
+
+
+def test_graphs_make_room_where_memory_runs_out_and_are_recorded_again(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs go on with the same kernels, so with the same bytes; no graph is recorded until they have ended."""
+    monkeypatch.setattr(Recording, "made", 0)
+    jobs = [job("a", steps=3), job("b", steps=3, seed=1)]
+    with recording(tiny_folder, monkeypatch, Recording, rows=2) as engine:
+        kernels = engine._kernels
+        for each in jobs:
+            engine.admit(each)
+        engine.step()
+        (graph,) = kernels._recorded.values()
+        with monkeypatch.context() as full:
+            full.setattr(Recording, "is_full", True)
+            engine.step()
+        assert (kernels._recorded, kernels._graph_pool) == ({}, None)
+        events = run(engine)
+        assert Recording.made == 1
+        later = run(engine, *jobs)
+
+        assert Recording.made == 2
+        assert kernels._graph_pool not in (None, graph.pool)
+
+    for each in jobs:
+        first, second = notes(events, each.job_id), notes(later, each.job_id)
+        assert (first["kernels"], first["out_of_memory_retries"]) == ("compiled", 1)
+        assert (second["kernels"], second.get("out_of_memory_retries")) == ("compiled", None)
+        assert np.array_equal(pixels(events, each.job_id), pixels(later, each.job_id))
