@@ -76,20 +76,24 @@ class ClientError(FourfoldError):
 
 
 class ValidationError(ClientError):
-    """A field, or the body, is missing or malformed; *field* names it, *kind* is pydantic's name for what is wrong."""
+    """A field, or the body, is missing or malformed; *field* names it, *kind* is pydantic's name for what is wrong.
+
+    The message begins with the field: most clients show that alone, and not the list.
+    """
 
     code, http_status = "validation_error", 422
 
     def __init__(self, message: str, *, field: str = "", kind: str = "value_error") -> None:
-        super().__init__(message)
+        super().__init__(f"{field}: {message}" if field else message)
         self.field = field
         self.kind = kind
+        self._what = message
 
     @property
     def detail(self) -> list[dict[str, object]]:
         """The list with which FastAPI, and so Livepeer's runner, tells a client; no *field*: the body as a whole."""
         location = ["body", self.field] if self.field else ["body"]
-        return [{"type": self.kind, "loc": location, "msg": self.message, "input": None}]
+        return [{"type": self.kind, "loc": location, "msg": self._what, "input": None}]
 
 
 class InvalidParameterError(ClientError):

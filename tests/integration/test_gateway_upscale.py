@@ -47,7 +47,8 @@ def check_error(answer: httpx2.Response, status: int, code: str) -> str:
     assert set(body) == {"detail", "error"}
     assert set(body["error"]) == {"message", "code", "request_id", "retryable"}
     if status == 422:
-        assert body["detail"][0]["msg"] == body["error"]["message"]
+        (told,) = body["detail"]
+        assert body["error"]["message"] == ": ".join([*told["loc"][1:], told["msg"]])
     else:
         assert body["detail"] == {"msg": body["error"]["message"]}
     if status in (429, 503):

@@ -1,5 +1,6 @@
 """The commands, and what an error is at a prompt: one clear line on standard error and a stable exit status."""
 
+import signal
 import sys
 from typing import Annotated, Final
 
@@ -44,6 +45,8 @@ def run() -> None:
     else:
         from fourfold.cli import compare, machine, models, roles, upscale  # noqa: F401
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `fourfold.__main__`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except FourfoldError as exc:

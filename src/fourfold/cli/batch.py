@@ -134,15 +134,20 @@ async def _compare(item: Item, unfinished: Path, compare: Compare) -> dict[str, 
 def whole_or_nothing(target: Path) -> Iterator[Path]:
     """Yield an empty file of *target*'s name that becomes *target* on success and is gone otherwise.
 
-    It stands in a hidden folder beside *target*, made before the work: what cannot be written is told at once.
-    Raises: InvalidParameterError if *target* is a folder, StorageFullError if it cannot be written.
+    It stands in a hidden folder beside *target*, made before the work: what cannot be written is told at once. A link
+    stays one: the file that it leads to is replaced.
+
+    Raises: InvalidParameterError if *target* is there and no file, StorageFullError if it cannot be written.
     """
+    target = Path(os.path.realpath(target)) if os.path.islink(target) else target
     folder = target.with_name(f".fourfold-{secrets.token_hex(6)}.part")
     unfinished = folder / target.name
     try:
         with _told(target):
             if target.is_dir():
                 raise InvalidParameterError(f"{target} is a folder; name a file with -o")
+            if target.exists() and not target.is_file():  # /dev/null would become a picture for the whole machine
+                raise InvalidParameterError(f"{target} is a device or a pipe; name a file with -o")
             folder.mkdir()
             unfinished.touch()
         yield unfinished

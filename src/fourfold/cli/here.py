@@ -50,6 +50,8 @@ async def upscaling_here(settings: Settings, wishes: Wishes, *, model_id: str, j
                     model_id=model_id,
                     prompt=wishes.prompt,
                     seed=secrets.randbits(32) if wishes.seed is None else wishes.seed,
+                    num_inference_steps=wishes.num_inference_steps,
+                    options=wishes.diffusion,
                     output=wishes.output,
                     tileable=wishes.tileable,
                     safety_check=False,  # nobody's service: the picture does not leave its owner

@@ -68,11 +68,13 @@ class Report:
 
 
 def tell_done(facts: Mapping[str, Any], *, quiet: bool) -> None:
-    """Tell a person of a finished picture, in one line; what went wrong with it even where *quiet*."""
+    """Tell a person of a finished picture, in one line after its warnings; no comparison even where *quiet*."""
     if "comparison_error" in facts:
         why = printable(facts["comparison_error"]["message"])
         typer.echo(f"no comparison for {printable(facts['output'])}: {why}", err=True)
     if not quiet:
+        for warning in facts.get("fidelity", {}).get("warnings", ()):
+            typer.echo(f"{printable(facts['output'])}: {printable(warning)}", err=True)
         size = f"{facts['width']} x {facts['height']}" if "width" in facts else ""  # a foreign gateway does not say
         told = (printable(facts["output"]), size, facts["model_id"] or "", f"{facts['seconds']:.1f} s")
         typer.echo("  ".join(word for word in told if word))

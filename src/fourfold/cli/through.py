@@ -2,13 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from fourfold.cli.batch import Upscale
 from fourfold.cli.progress import OnProgress
 from fourfold.cli.wishes import Wishes
-from fourfold.imaging import OutputOptions
 
 
 @asynccontextmanager
@@ -40,10 +40,15 @@ async def upscaling_through(gateway: str, wishes: Wishes, *, model_id: str | Non
 
 def fields_of(wishes: Wishes, model_id: str | None) -> dict[str, Any]:
     """Return the form fields that ask for *wishes*; no defaults of ours: other gateways know none of them."""
+    default = _named(Wishes())
+    wanted = {name: value for name, value in _named(wishes).items() if value != default[name]}
+    return {"prompt": wishes.prompt, **wanted, **({} if model_id is None else {"model_id": model_id})}
+
+
+def _named(wishes: Wishes) -> dict[str, Any]:
+    """Return *wishes* as the gateway's form names them, but for the prompt."""
     output = wishes.output.to_json()
     output["output_format"] = output.pop("format")
-    default = OutputOptions().to_json()
-    default["output_format"] = default.pop("format")
-    wanted = {name: value for name, value in output.items() if value != default[name]}
-    named = {"model_id": model_id, "seed": wishes.seed, "tileable": wishes.tileable or None}
-    return {"prompt": wishes.prompt, **wanted, **{name: value for name, value in named.items() if value is not None}}
+    diffusion = asdict(wishes.diffusion) | {"mode": wishes.diffusion.mode.value}
+    names = ("seed", "tileable", "num_inference_steps")
+    return output | diffusion | {name: getattr(wishes, name) for name in names}

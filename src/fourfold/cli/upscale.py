@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -30,6 +30,7 @@ from fourfold.cli.wishes import Wishes
 from fourfold.compose.common import own_networks
 from fourfold.config import Settings
 from fourfold.engine import registry
+from fourfold.engine.base import MAX_GUIDANCE_SCALE, MAX_NOISE_LEVEL, DiffusionOptions, Mode
 from fourfold.errors import InvalidParameterError, NotFoundError
 from fourfold.imaging import FORMATS, OutputOptions
 from fourfold.imaging.options import SCALE
@@ -38,6 +39,8 @@ from fourfold.telemetry import set_up_logging
 _Format = Literal["png", "jpeg", "webp", "avif", "tiff"]
 _Fit = Literal["contain", "exact"]
 _Metadata = Literal["default", "keep", "strip", "copyright"]
+_Mode = Literal["exact", "fast"]
+_DIFFUSION: Final = DiffusionOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,17 @@ def upscale(
     ] = None,
     prompt: Annotated[str, typer.Option(help="What the picture shows; only guided models read it.")] = "",
     seed: Annotated[int | None, typer.Option(min=0, max=2**64 - 1, help="For the same picture again.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Of a diffusion model, as all down to --mode; default its own.")
+    ] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What the picture should not show.")] = "",
+    guidance_scale: Annotated[
+        float, typer.Option(min=0, max=MAX_GUIDANCE_SCALE, help="How much the prompt counts.")
+    ] = _DIFFUSION.guidance_scale,
+    noise_level: Annotated[
+        int, typer.Option(min=0, max=MAX_NOISE_LEVEL, help="How noisy IN is taken to be; higher invents more.")
+    ] = _DIFFUSION.noise_level,
+    mode: Annotated[_Mode, typer.Option(help="exact; fast: another sampler, fewer steps.")] = "exact",
     recursive: Annotated[bool, typer.Option("-r", "--recursive", help="Also the folders in a folder.")] = False,
     output_format: Annotated[
         _Format | None, typer.Option("--format", help="Of the result. Default: as -o is called, else png.")
@@ -93,6 +107,8 @@ def upscale(
     """Make pictures four times as wide and high."""
     if "/" in suffix or os.sep in suffix:
         raise typer.BadParameter("the suffix is a part of a name; a folder is named with -o", param_hint="--suffix")
+    if output == "-":
+        raise typer.BadParameter("results are files; name one (./- for this very name)", param_hint="--output")
     file_format = _format(output_format, output)
     wanted = OutputOptions(file_format, quality, metadata, scale, width, height, fit)
     settings = for_own_pictures(config.load(config_file))
@@ -102,7 +118,14 @@ def upscale(
         model_id = registry.card(model_id or registry.DEFAULT_MODEL, own_networks(settings.worker)).model_id
     order = _Order(
         settings=settings,
-        wishes=Wishes(prompt, seed, wanted, tileable),
+        wishes=Wishes(
+            prompt,
+            seed,
+            wanted,
+            tileable,
+            steps,
+            DiffusionOptions(negative_prompt, guidance_scale, noise_level, Mode(mode)),
+        ),
         model_id=model_id,
         gateway=gateway,
         jobs=jobs or (settings.worker.capacity if gateway is None else 1),

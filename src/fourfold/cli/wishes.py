@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from fourfold.engine.base import DiffusionOptions
 from fourfold.imaging import OutputOptions
 
 
@@ -13,3 +14,5 @@ class Wishes:
     seed: int | None = None  #: None: another one for each picture
     output: OutputOptions = field(default_factory=OutputOptions)
     tileable: bool = False
+    num_inference_steps: int | None = None  #: None: the model's own
+    diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)

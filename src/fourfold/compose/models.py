@@ -11,17 +11,17 @@ from fourfold.protocol.wire import PIPELINE
 
 
 def sold_models(path: Path | None, worker: WorkerSettings) -> tuple[ModelConfig, ...]:
-    """Return what is sold: the entries of the file, else every model that can be loaded here, the default one warm.
+    """Return what is sold: the entries of the file, else what the orchestrator's own worker is set to offer.
 
-    Args: *worker*, the settings of the orchestrator's own one.
+    Args: *worker*, its settings; where they name no models, it offers every one that can be loaded here.
 
     Raises: ConfigError if the file cannot be read or is wrong.
     """
     if path is None:
-        return tuple(
-            ModelConfig(pipeline=PIPELINE, model_id=model_id, warm=model_id == DEFAULT_MODEL)
-            for model_id in loadable_cards(worker)
-        )
+        ids = (worker.model_id,) if worker.model_id else worker.models or tuple(loadable_cards(worker))
+        first = DEFAULT_MODEL if DEFAULT_MODEL in ids else ids[0]
+        warm = (first,) if worker.warm is None else worker.warm
+        return tuple(ModelConfig(pipeline=PIPELINE, model_id=model_id, warm=model_id in warm) for model_id in ids)
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin files with a mark
     except (OSError, UnicodeDecodeError) as exc:

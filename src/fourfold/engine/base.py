@@ -7,7 +7,6 @@ need nothing of their own, and an engine may carry many jobs in one batch.
 Not here: files, pipes, processes (``fourfold.worker``), codecs (``fourfold.imaging``).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -35,6 +34,9 @@ Mode = Enum("Mode", {"EXACT": "exact", "FAST": "fast"})
 MAX_NOISE_LEVEL: Final = 350
 """The most noise that any model may be told to see in the picture."""
 
+MAX_GUIDANCE_SCALE: Final = 100.0
+"""Far beyond what makes sense, and far below what makes a network's numbers overflow."""
+
 
 @dataclass(frozen=True, slots=True)
 class DiffusionOptions:
@@ -44,13 +46,15 @@ class DiffusionOptions:
     """
 
     negative_prompt: str = ""  #: what the picture should not show
-    guidance_scale: float = 9.0  #: >= 0; up to 1 the prompt is followed without emphasis
+    guidance_scale: float = 9.0  #: 0 .. 100; up to 1 the prompt is followed without emphasis
     noise_level: int = 20  #: 0 .. 350: how noisy the model is told the picture is; higher invents more
     mode: Mode = Mode.EXACT
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise InvalidParameterError(f"guidance_scale must be a number of at least 0, got {self.guidance_scale}")
+        if not 0 <= self.guidance_scale <= MAX_GUIDANCE_SCALE:
+            raise InvalidParameterError(
+                f"guidance_scale must be a number from 0 to {MAX_GUIDANCE_SCALE:g}, got {self.guidance_scale}"
+            )
         if type(self.noise_level) is not int or not 0 <= self.noise_level <= MAX_NOISE_LEVEL:
             raise InvalidParameterError(
                 f"noise_level must be a whole number from 0 to {MAX_NOISE_LEVEL}, got {self.noise_level}"

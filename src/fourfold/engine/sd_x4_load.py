@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from fourfold.engine.sd_x4_files import ModelFolder, read_json
 from fourfold.engine.sd_x4_schedule import Sampler
@@ -71,6 +72,8 @@ def load_modules(folder: ModelFolder, *, device: torch.device) -> Modules:
 
 
 def _load(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> Modules:
+    disable_progress_bar()  # it would be drawn into the log
+
     def read(kind: Any, part: str) -> Any:
         module = kind.from_pretrained(
             folder.path / part,

@@ -91,7 +91,7 @@ class Prompts:
 
     def tokens_beyond(self, text: str) -> int:
         """Return how many tokens of *text* the model will not see."""
-        count = len(self._modules.tokenizer(text)["input_ids"])
+        count = len(self._modules.tokenizer(text, verbose=False)["input_ids"])  # else it warns of what we tell
         return max(0, count - int(self._modules.tokenizer.model_max_length))
 
     def rows(self, texts: Sequence[str]) -> KeysValues:

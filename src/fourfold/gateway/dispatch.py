@@ -184,7 +184,7 @@ class Dispatcher:
         answer, image, recipe = done.answer, done.image, done.sent.prepared.recipe
         # 4. Put back what `prepare` took away, if anything, write it as asked for, and keep the result.
         written = Written(SCALE * width, SCALE * height, done.measures.bits)
-        if not (recipe.is_identity and options.is_plain(width, height)):
+        if not (recipe.is_all_pixels and options.is_plain(width, height)):
             with self._timed("finish", model_id):
                 finished = folder / f"finished{options.file_format.suffix}"
                 written = await self._codec.finish(image, recipe, finished, options)

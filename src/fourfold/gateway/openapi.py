@@ -332,6 +332,7 @@ def _form() -> dict[str, Any]:
         "guidance_scale": {
             "type": "number",
             "minimum": 0,
+            "maximum": wire.MAX_GUIDANCE_SCALE,
             "description": "How much the prompt is emphasised; only for diffusion models",
         },
         "noise_level": _integer(

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from fourfold.errors import InvalidParameterError, ValidationError
+from fourfold.errors import InvalidParameterError
 from fourfold.imaging import FORMATS, OutputOptions
-from fourfold.protocol.wire import read_integer
+from fourfold.protocol.wire import read_integer, read_number
 
 #: The fields of the form that are read here.
 OUTPUT_NAMES: Final = frozenset({"output_format", "quality", "metadata", "scale", "width", "height", "fit"})
 
 _MEDIA_TYPE_TO_FORMAT: Final = {known.media_type: name for name, known in FORMATS.items()}
-_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,12}(?:\.[0-9]{0,12})?\Z")
+_WEIGHT: Final = re.compile(r"[0-9](?:\.[0-9]{0,12})?\Z")
 _JSON: Final = "application/json"
 
 
@@ -41,7 +41,7 @@ def parse_wanted(form: Mapping[str, str], accept: str) -> Wanted:
         format=named or accepted or "png",
         quality=read_integer(form, "quality"),
         metadata=form.get("metadata", "").strip().lower() or "default",
-        scale=_number(form, "scale"),
+        scale=read_number(form, "scale"),
         width=read_integer(form, "width"),
         height=read_integer(form, "height"),
         fit=form.get("fit", "").strip().lower() or "contain",
@@ -58,7 +58,7 @@ def _accepted(accept: str) -> tuple[bool, str]:
     for item in accept.lower().split(","):
         media_type, *parameters = (part.strip() for part in item.split(";"))
         weight = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        weights[media_type] = float(weight) if _NUMBER.match(weight) else 0.0
+        weights[media_type] = float(weight) if _WEIGHT.match(weight) else 0.0
     images = {name: weight for name, weight in weights.items() if name in _MEDIA_TYPE_TO_FORMAT or name == "image/*"}
     if not images:
         return False, ""
@@ -66,13 +66,3 @@ def _accepted(accept: str) -> tuple[bool, str]:
     if not images[best] > 0 or weights.get(_JSON, -math.inf) >= images[best]:
         return False, ""
     return True, _MEDIA_TYPE_TO_FORMAT.get(best, "")
-
-
-def _number(form: Mapping[str, str], name: str) -> float | None:
-    """Return the field as a number, None where it is absent or empty."""
-    text = form.get(name, "").strip()
-    if not text:
-        return None
-    if not _NUMBER.match(text):
-        raise ValidationError("Input should be a valid number", field=name, kind="float_parsing")
-    return float(text)

@@ -68,8 +68,7 @@ def to_canonical(image: Any, header: Header, working: Working, warnings: tuple[s
         frames=header.frames,
         orientation=tag,
         profile=name,
-        xres=upright.xres if (upright.xres, upright.yres) != (1.0, 1.0) else 0.0,
-        yres=upright.yres if (upright.xres, upright.yres) != (1.0, 1.0) else 0.0,
+        **metadata.told_resolution(upright),
         alpha=transparency,
         warnings=warnings,
     )

@@ -5,6 +5,8 @@ Roles only name canvases to their children, so numpy is loaded where samples are
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -78,7 +80,7 @@ class CanvasWriter:
         try:
             self._file: BinaryIO = canvas.path.open("w+b", buffering=0)
             try:
-                self._file.truncate(self._row_bytes * canvas.height)
+                _reserve(self._file, self._row_bytes * canvas.height)
             except BaseException:
                 self._file.close()
                 raise
@@ -126,6 +128,16 @@ class CanvasWriter:
         self._file.seek(offset)
         while data:
             data = data[self._file.write(data) :]
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Give *file* its *size*, with the disk's blocks where those can be had: a full disk is told before the work."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except (AttributeError, OSError) as exc:  # macOS has none, and some file systems cannot
+        if isinstance(exc, OSError) and exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        file.truncate(size)
 
 
 def _full(exc: OSError) -> StorageFullError:

@@ -173,7 +173,11 @@ class Codec:
     async def _start(self) -> Child:
         child = await Child.start(_MODULE, ["--memory-bytes", str(self._memory_bytes)], name="codec")
         self._children.add(child)
-        await child.receive()  # ready
+        try:
+            await child.receive()  # ready
+        except BaseException:  # whoever wanted it left meanwhile: nobody else knows of it
+            self._bury(child)
+            raise
         return child
 
     def _bury(self, child: Child) -> None:

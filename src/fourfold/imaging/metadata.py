@@ -1,4 +1,4 @@
-"""EXIF, XMP and IPTC: taken off a picture, chosen from, made true for the result, and put onto it again."""
+"""EXIF, XMP, IPTC and the resolution: taken off a picture, chosen from, made true, and put onto its result."""
 
 import re
 from pathlib import Path
@@ -28,6 +28,9 @@ _IPTC_RESOURCE: Final = b"8BIM\x04\x04"
 _IPTC_RIGHTS: Final = frozenset({80, 110, 116})  # by-line, credit, copyright notice
 #: ImageMagick's and exiftool's name for IPTC in a PNG's text.
 _PNG_IPTC: Final = "Raw profile type iptc"
+
+UNSAID_XRES: Final = 72 / 25.4
+"""Pixels a millimetre of a picture that names none, as everybody assumes: 72 an inch."""
 
 _XMP_PLACE: Final = r"exif:GPS\w+"
 _XMP_STALE: Final = r"xmp:Thumbnails"
@@ -63,6 +66,20 @@ def chosen(recipe: Recipe, options: OutputOptions, width: int, height: int) -> d
         if data and (options.format != "jpeg" or len(data) <= _JPEG_BYTES):
             kept[name] = data
     return kept
+
+
+def told_resolution(image: Any) -> dict[str, float]:
+    """Return the resolution that *image* came with, empty where it named none."""
+    # What libvips says where the file does not: 1, or 72 an inch.
+    is_told = any(abs(res - 1) > 1e-3 and abs(res - UNSAID_XRES) > 1e-2 for res in (image.xres, image.yres))
+    return {"xres": image.xres, "yres": image.yres} if is_told else {}
+
+
+def resolution(recipe: Recipe, options: OutputOptions) -> tuple[float, float] | None:
+    """Return the pixels a millimetre, across and down, that the result is to name: the input's, if it named any."""
+    intake = recipe.intake
+    is_kept = options.metadata in ("default", "keep") and intake.xres > 0 and intake.yres > 0
+    return (intake.xres, intake.yres) if is_kept else None
 
 
 def attach(image: Any, blocks: dict[str, bytes], *, kind: str) -> Any:

@@ -43,8 +43,13 @@ class Recipe:
 
     @property
     def is_identity(self) -> bool:
-        """Whether there is nothing to put back: the worker's own bytes are the result."""
+        """Whether nothing was taken away: the picture was in canonical form."""
         return self == Recipe()
+
+    @property
+    def is_all_pixels(self) -> bool:
+        """Whether there is nothing to put back, not even a resolution: the worker's own bytes are the result."""
+        return self.is_identity and not self.intake.xres
 
     @property
     def metadata(self) -> dict[str, Path]:

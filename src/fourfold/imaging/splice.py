@@ -1,10 +1,11 @@
-"""Profile and metadata put into a finished PNG between its chunks: the pixels stay the worker's own bytes."""
+"""Profile, metadata and resolution put into a finished PNG between its chunks: the pixels stay the worker's bytes."""
 
+import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from fourfold.errors import StorageFullError
 from fourfold.imaging import exif, metadata
@@ -15,6 +16,8 @@ from fourfold.imaging.recipe import Recipe
 
 _IHDR_END: Final = len(PNG_MAGIC) + 25
 _PIECE_BYTES: Final = 2**20
+_PHYS: Final = b"pHYs"
+_REPEATABLE: Final = frozenset({b"tEXt", b"iTXt"})  #: of others a PNG may have one
 _MILLIMETRES: Final = 1000  #: in a metre, which is PNG's unit
 
 
@@ -29,12 +32,15 @@ def splice(source: Path, recipe: Recipe, target: Path, options: OutputOptions) -
     with source.open("rb") as file:
         width, height, bits = struct.unpack(">IIB", file.read(_IHDR_END)[16:25])
     blocks = metadata.chosen(recipe, options, width, height)
-    insert(source, target, _chunks(recipe, blocks))
+    chunks = _chunks(recipe, blocks, metadata.resolution(recipe, options))
+    insert(source, target, chunks, drop={_PHYS, *(name for name, _ in chunks)} - _REPEATABLE)
     return Written(width, height, bits, tuple(blocks))
 
 
-def insert(source: Path, target: Path, chunks: Iterable[tuple[bytes, bytes]]) -> None:
+def insert(source: Path, target: Path, chunks: Iterable[tuple[bytes, bytes]], *, drop: Collection[bytes] = ()) -> None:
     """Copy the PNG *source* to *target* with *chunks*, name and content of each, after its header.
+
+    Args: *drop*, names of chunks of *source* that are left out.
 
     Raises: StorageFullError.
     """
@@ -42,8 +48,10 @@ def insert(source: Path, target: Path, chunks: Iterable[tuple[bytes, bytes]]) ->
         with source.open("rb") as there, target.open("wb") as here:
             here.write(there.read(_IHDR_END))
             for name, content in chunks:
-                here.write(struct.pack(">I", len(content)) + name + content)
-                here.write(struct.pack(">I", zlib.crc32(name + content)))
+                here.write(_chunk(name, content))
+            for name, whole in _before_pixels(there):
+                if name not in drop:
+                    here.write(whole)
             while piece := there.read(_PIECE_BYTES):
                 here.write(piece)
     except OSError as exc:
@@ -51,15 +59,30 @@ def insert(source: Path, target: Path, chunks: Iterable[tuple[bytes, bytes]]) ->
         raise StorageFullError(f"the result cannot be kept: {exc.strerror}; try again later") from exc
 
 
-def _chunks(recipe: Recipe, blocks: dict[str, bytes]) -> list[tuple[bytes, bytes]]:
+def _before_pixels(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Yield name and bytes of each chunk from where *file* stands to the pixels; then it stands at those."""
+    while True:
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IDAT":
+            file.seek(-len(head), os.SEEK_CUR)
+            return
+        yield head[4:], head + file.read(int.from_bytes(head[:4], "big") + 4)
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def _chunks(
+    recipe: Recipe, blocks: dict[str, bytes], resolution: tuple[float, float] | None
+) -> list[tuple[bytes, bytes]]:
     """Return name and content of each new chunk."""
     chunks = []
     if recipe.profile is not None:
         chunks.append((b"iCCP", b"icc\0\0" + zlib.compress(recipe.profile.read_bytes())))
-    intake = recipe.intake
-    if blocks and intake.xres:
-        metre = (round(intake.xres * _MILLIMETRES), round(intake.yres * _MILLIMETRES))
-        chunks.append((b"pHYs", struct.pack(">IIB", *metre, 1)))
+    if resolution is not None:
+        metre = [round(each * _MILLIMETRES) for each in resolution]
+        chunks.append((_PHYS, struct.pack(">IIB", *metre, 1)))
     if "exif" in blocks:
         chunks.append((b"eXIf", blocks["exif"].removeprefix(exif.PREFIX)))
     if "xmp" in blocks:

@@ -16,7 +16,7 @@ _PNG_RESULT: Final = {"compression": 3, "filter": "up"}
 #: A hop inside the network: speed counts, size hardly.
 _PNG_HOP: Final = {"compression": 1, "filter": "up", "keep": "none"}
 _WHITE: Final = 255.0
-#: libvips' flags: without "exif" it would write a block of its own making.
+#: libvips' flags: with all of them it would write an EXIF block of its own making.
 _KEEP: Final = {"exif": 1, "xmp": 2, "iptc": 4, "icc": 8}
 
 
@@ -44,11 +44,14 @@ def save_result(image: Any, recipe: Recipe, target: Path, options: OutputOptions
         image.set_type(pyvips.GValue.blob_type, "icc-profile-data", recipe.profile.read_bytes())
     elif image.get_typeof("icc-profile-data"):
         image.remove("icc-profile-data")
-    if recipe.intake.xres and blocks:
-        image = image.copy(xres=recipe.intake.xres, yres=recipe.intake.yres)
+    resolution = metadata.resolution(recipe, options)
+    xres, yres = resolution or (metadata.UNSAID_XRES, metadata.UNSAID_XRES)
+    image = image.copy(xres=xres, yres=yres)
     saver, arguments = _arguments(options, bits)
-    kept = [_KEEP[name] for name in blocks] + ([_KEEP["icc"]] if recipe.profile is not None else [])
-    arguments["keep"] = sum(kept)
+    kept = {*blocks} | ({"icc"} if recipe.profile is not None else set())
+    if kind == "jpeg" and resolution is not None:
+        kept.add("exif")  # where there is none, libvips makes one of the resolution alone: it writes no JFIF header
+    arguments["keep"] = sum(_KEEP[name] for name in kept)
     if kind == "png" and "iptc" in blocks:
         bare = target.with_name(f"{target.name}.bare")
         _save(image, saver, bare, arguments)

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -48,14 +47,16 @@ SAFETY_NOT_CHECKED: Final = "not-checked"
 #: JavaScript clients reject larger integers (2^53 - 1).
 MAX_WIRE_SEED: Final = 2**53 - 1
 
-#: Of a diffusion model: how noisy it may be told the picture is, and how it may be sampled.
+#: Of a diffusion model: how noisy it may be told the picture is, how much the prompt counts, and how it may be sampled.
 MAX_NOISE_LEVEL: Final = 350
+MAX_GUIDANCE_SCALE: Final = 100
 MODES: Final = ("exact", "fast")
 
 _MOST_WARNINGS: Final = 16
 _WARNING_CHARS: Final = 300
 
 _DECIMAL: Final = re.compile(r"[+-]?[0-9]{1,30}\Z")
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?\Z")
 _TRUE: Final = frozenset({"true", "1", "t", "yes", "y", "on"})
 _FALSE: Final = frozenset({"false", "0", "f", "no", "n", "off"})
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
@@ -73,7 +74,7 @@ class UpscaleFields:
     num_inference_steps: int | None
     # What Livepeer's API does not have: absent unless a client asks for it, so that its peers never see it otherwise.
     negative_prompt: str | None = None
-    guidance_scale: float | None = None  #: >= 0
+    guidance_scale: float | None = None  #: 0 .. 100
     noise_level: int | None = None  #: 0 .. 350
     mode: str | None = None  #: exact or fast
     tileable: bool = False  #: opposite edges are to fit together in the result as they do in the picture
@@ -118,12 +119,12 @@ def parse_fields(form: Mapping[str, str], *, max_prompt_chars: int, max_steps: i
         raise InvalidParameterError(
             f"negative_prompt may have {max_prompt_chars} characters, got {len(negative_prompt)}"
         )
-    guidance, noise_level = _number(form, "guidance_scale"), read_integer(form, "noise_level")
-    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
-        raise InvalidParameterError(f"guidance_scale must be a number of at least 0, got {guidance}")
+    guidance, noise_level = read_number(form, "guidance_scale"), read_integer(form, "noise_level")
+    if guidance is not None and not 0 <= guidance <= MAX_GUIDANCE_SCALE:
+        raise InvalidParameterError(f"guidance_scale must be from 0 to {MAX_GUIDANCE_SCALE}, got {guidance}")
     if noise_level is not None and not 0 <= noise_level <= MAX_NOISE_LEVEL:
         raise InvalidParameterError(f"noise_level must be from 0 to {MAX_NOISE_LEVEL}, got {noise_level}")
-    mode = form.get("mode", "").strip() or None
+    mode = form.get("mode", "").strip().lower() or None
     if mode not in (None, *MODES):
         raise InvalidParameterError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     return UpscaleFields(
@@ -148,15 +149,14 @@ def read_boolean(form: Mapping[str, str], name: str, *, default: bool) -> bool:
     return text in _TRUE if text else default
 
 
-def _number(form: Mapping[str, str], name: str) -> float | None:
-    """Return the field as a float, None where it is absent or empty."""
+def read_number(form: Mapping[str, str], name: str) -> float | None:
+    """Return the field as a float, None where it is absent or empty. Raises: ValidationError."""
     text = form.get(name, "").strip()
     if not text:
         return None
-    try:
-        return float(text)
-    except ValueError:
-        raise ValidationError("Input should be a valid number", field=name, kind="float_parsing") from None
+    if not _NUMBER.match(text):
+        raise ValidationError("Input should be a valid number", field=name, kind="float_parsing")
+    return float(text)
 
 
 def read_integer(form: Mapping[str, str], name: str) -> int | None:

@@ -27,10 +27,18 @@ async def both(running, *args, **options):
 @pytest.mark.parametrize(
     ("fields", "livepeers", "ours"),
     [
-        ({"seed": "x"}, "upscale request returned 400: Input should be a valid integer\n", (422, "validation_error")),
+        (
+            {"seed": "x"},
+            "upscale request returned 400: seed: Input should be a valid integer\n",
+            (422, "validation_error"),
+        ),
         ({"seed": "-1"}, "upscale request returned 400: seed must be from 0", (400, "invalid_parameter")),
         ({"num_inference_steps": "0"}, "upscale request returned 400: num_inf", (400, "invalid_parameter")),
-        ({"safety_check": "perhaps"}, "upscale request returned 400: Input should be", (422, "validation_error")),
+        (
+            {"safety_check": "perhaps"},
+            "upscale request returned 400: safety_check: Input should be",
+            (422, "validation_error"),
+        ),
         ({"prompt": "p" * 2001}, "upscale request returned 400: prompt may have", (400, "invalid_parameter")),
         ({"model_id": "-"}, "upscale request returned 400: model_id is missing", (400, "invalid_parameter")),
     ],

@@ -1,6 +1,7 @@
 """A batch: each picture whole or not at all, and what fails fails alone."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,23 @@ def test_an_old_result_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     with whole_or_nothing(target) as unfinished:
         unfinished.write_text("new")
     assert (target.read_text(), names(tmp_path)) == ("new", ["x.png"])
+
+
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    """Nor a device: ``-o /dev/null``, as root, would end that for everybody."""
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(InvalidParameterError, match="a device or a pipe"), whole_or_nothing(tmp_path / "pipe"):
+        pytest.fail("work began")
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    """The file that it leads to is replaced."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "there" / "a.png")
+
+    with whole_or_nothing(tmp_path / "link.png") as unfinished:
+        unfinished.write_text("new")
+
+    assert (tmp_path / "link.png").is_symlink()
+    assert (tmp_path / "there" / "a.png").read_text() == "new"

@@ -1,6 +1,7 @@
 """What is said of a batch."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,11 +44,12 @@ def test_the_status_says_whose_fault_it_is(errors: list[FourfoldError], expected
 
 def test_people_get_a_line_for_each_result_and_a_table_of_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
     """Results on standard output, the rest beside it."""
-    status = told(_DONE, _SKIPPED, _FAILED)
+    facts = {**_FACTS, "fidelity": {"warnings": ["the last 5 tokens were not used"]}}
+    status = told(replace(_DONE, facts=facts), _SKIPPED, _FAILED)
     out, err = capsys.readouterr()
 
     assert (status, out) == (65, "a-4x.png  8 x 4  fake  1.2 s\n")
-    assert err.startswith("failed: c.png (invalid_image)\n")
+    assert err.startswith("a-4x.png: the last 5 tokens were not used\nfailed: c.png (invalid_image)\n")
     assert "c is damaged" in err
     assert err.endswith(
         "1 upscaled, 1 failed, 1 there already, 2 not done, 1 left alone as results of an earlier run; 2.5 s\n"

@@ -26,3 +26,15 @@ def test_a_models_file_of_another_encoding_is_refused_by_name(tmp_path: Path) ->
 
     with pytest.raises(ConfigError, match="cannot read the models file .*aiModels.json"):
         sold_models(file, WorkerSettings())
+
+
+def test_without_a_file_the_worker_s_settings_say_what_is_sold() -> None:
+    """And which of them are kept in memory."""
+    named = sold_models(None, WorkerSettings(models=("fourfold/lanczos", "fourfold/realsr-df2k")))
+    kept = sold_models(None, WorkerSettings(models=("fourfold/lanczos", "fourfold/realsr-df2k"), warm=()))
+
+    assert [(model.model_id, model.warm) for model in named] == [
+        ("fourfold/lanczos", True),
+        ("fourfold/realsr-df2k", False),
+    ]
+    assert not any(model.warm for model in kept)

@@ -21,6 +21,7 @@ def test_every_field_is_read() -> None:
 
     assert parse_wanted(form, "") == Wanted(OutputOptions("webp", 80, "strip", None, 100, 90, "exact"))
     assert parse_wanted({"scale": "2.5"}, "").options.scale == 2.5
+    assert parse_wanted({"scale": str(4 / 3)}, "").options.scale == 4 / 3
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Known traps are refused in less than a second and 200 MB, each by a codec process that goes on afterwards."""
 
+import asyncio
 import time
 from pathlib import Path
 from types import ModuleType
 
 import psutil
 import pytest
+from PIL import Image
 
 from fourfold.config import LimitSettings
 from fourfold.errors import ImageTooLargeError, InvalidImageError, UnsupportedFormatError
@@ -47,3 +49,19 @@ async def test_fifty_bombs_are_refused_at_once_and_in_little_memory(bombs: Modul
             peak_kb = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
     assert slow == []
     assert peak_kb < 200_000
+
+
+async def test_a_caller_who_leaves_while_a_process_starts_leaves_none(tmp_path: Path) -> None:
+    """A process that is killed with its caller is replaced for the next one; that one may leave, too."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    async with Codec() as codec:
+        (first,) = codec._children
+        first.kill()
+        asked = asyncio.create_task(codec.prepare(tmp_path / "a.png", tmp_path, LimitSettings()))
+        while not codec._children - {first}:
+            await asyncio.sleep(0)
+        asked.cancel()
+        await asyncio.wait([asked])
+        await codec.prepare(tmp_path / "a.png", tmp_path, LimitSettings())
+
+        assert len(codec._children) == 1

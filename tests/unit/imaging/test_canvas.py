@@ -39,6 +39,13 @@ def test_a_folder_that_cannot_be_written_has_its_own_error(tmp_path: Path) -> No
         Canvas(tmp_path / "gone" / "c.raw", 7, 5).write()
 
 
+def test_the_disk_is_reserved_before_the_work(tmp_path: Path) -> None:
+    """A model that ran for minutes must not find the disk full afterwards."""
+    canvas = Canvas(tmp_path / "c.raw", 300, 200)
+    with canvas.write():
+        assert canvas.path.stat().st_blocks * 512 >= canvas.path.stat().st_size == 300 * 200 * 3
+
+
 def test_a_canvas_crosses_a_pipe(tmp_path: Path) -> None:
     """Its JSON says all of it."""
     canvas = Canvas(tmp_path / "c.raw", 7, 5, 16)

@@ -101,12 +101,28 @@ def test_iptc_comes_through_a_png_and_back(upscaling, source: Path, tmp_path: Pa
         assert IptcImagePlugin.getiptcinfo(image) == {(2, 25): b"cat", (2, 116): b"(c) me"}
 
 
-def test_the_resolution_of_a_print_stays(upscaling, source: Path, tmp_path: Path) -> None:
-    """300 dots an inch are 300 dots an inch of a larger print."""
-    upscaling.upscale(source, tmp_path / "out.png")
+@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff"])
+def test_the_resolution_of_a_print_stays(upscaling, tmp_path: Path, kind: str) -> None:
+    """300 dots an inch are 300 dots an inch of a larger print, also where the picture says nothing else."""
+    Image.new("RGB", (8, 6), "teal").save(tmp_path / "in.png", dpi=(300, 300))
+
+    upscaling.upscale(tmp_path / "in.png", tmp_path / "out", OutputOptions(format=kind))
+
+    with Image.open(tmp_path / "out") as image:
+        assert image.info["dpi"] == pytest.approx((300, 300), rel=1e-3)
+
+
+@pytest.mark.parametrize(("metadata", "dpi"), [("strip", (300, 300)), ("default", None)])
+def test_a_resolution_that_nobody_said_is_the_usual_one(
+    upscaling, tmp_path: Path, metadata: str, dpi: tuple[int, int] | None
+) -> None:
+    """72 dots an inch; by itself, libvips writes 25.4."""
+    Image.new("RGB", (8, 6), "teal").save(tmp_path / "in.png", **({"dpi": dpi} if dpi else {}))
+
+    upscaling.upscale(tmp_path / "in.png", tmp_path / "out.png", OutputOptions(metadata=metadata))
 
     with Image.open(tmp_path / "out.png") as image:
-        assert image.info["dpi"] == pytest.approx((300, 300), rel=1e-3)
+        assert image.info["dpi"] == pytest.approx((72, 72), rel=1e-3)
 
 
 def test_a_stale_thumbnail_is_gone() -> None:

@@ -178,7 +178,7 @@ def test_metadata_goes_into_a_result_without_touching_its_pixels(upscaling, tmp_
     exif = Image.Exif()
     exif[0x010F] = "Maker"
     with Image.open(PHOTO) as photo:
-        photo.save(tmp_path / "in.jpg", exif=exif, quality=95)
+        photo.save(tmp_path / "in.jpg", exif=exif, quality=95, dpi=(300, 300))
     prepared = files.prepare(tmp_path / "in.jpg", tmp_path, upscaling.LIMITS)
     upscaling.upscale(prepared.path, tmp_path / "worker.png")
 
@@ -186,10 +186,12 @@ def test_metadata_goes_into_a_result_without_touching_its_pixels(upscaling, tmp_
 
     assert written.metadata_kept == ("exif",)
     worker, finished = (tmp_path / "worker.png").read_bytes(), (tmp_path / "out.png").read_bytes()
-    assert worker[33:] in finished
+    assert worker[worker.index(b"IDAT") :] in finished
+    assert finished.count(b"pHYs") == 1
     with Image.open(tmp_path / "out.png") as result:
         result.load()
         assert result.getexif()[0x010F] == "Maker"
+        assert result.info["dpi"] == pytest.approx((300, 300), rel=1e-3)
 
 
 def test_the_kept_pixels_measure_like_the_file(upscaling, tmp_path: Path) -> None:

@@ -33,7 +33,11 @@ def test_absent_ones_are_never_sent() -> None:
     ("name", "value", "error"),
     [
         ("guidance_scale", "high", ValidationError),
-        ("guidance_scale", "nan", InvalidParameterError),
+        ("guidance_scale", "nan", ValidationError),
+        ("guidance_scale", "1_0", ValidationError),
+        ("guidance_scale", "٣", ValidationError),
+        ("guidance_scale", "100.1", InvalidParameterError),
+        ("guidance_scale", "1e400", InvalidParameterError),
         ("guidance_scale", "-1", InvalidParameterError),
         ("noise_level", "20.5", ValidationError),
         ("noise_level", "nan", ValidationError),

@@ -106,6 +106,17 @@ def test_tokens_that_the_model_cannot_read_are_told(engine: StableDiffusionX4Eng
     assert "warnings" not in short
 
 
+def test_libraries_write_nothing_into_the_log(
+    make_engine: Callable[..., StableDiffusionX4Engine], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No bar while weights are loaded, no warning of what the job's end tells."""
+    engine = make_engine()
+    engine.admit(job(prompt="cat " * 80))
+    engine.close()
+
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("size", [(1, 1), (65, 67)])
 def test_every_size_comes_back_exactly_four_times_as_large(
     engine: StableDiffusionX4Engine, size: tuple[int, int]
