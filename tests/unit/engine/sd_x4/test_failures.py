@@ -201,9 +201,17 @@ def test_a_step_that_runs_out_of_memory_is_halved_once(
     engine = make_engine(rows=(1, 2))
     jobs = [job(name, steps=1, seed=i) for i, name in enumerate("ab"[:count])]
     expected = [pixels(run(engine, each), each.job_id) for each in jobs]
-    monkeypatch.setattr("fourfold.engine.sd_x4_kernels.predict", out_of_memory(1, sd_x4_unet.predict))
+    calls: list[tuple[int, int]] = []
+    short = out_of_memory(1, sd_x4_unet.predict)
+
+    def counting(unet: Any, sample: Any, *rest: Any, ways: int) -> Any:
+        calls.append((len(sample), ways))
+        return short(unet, sample, *rest, ways=ways)
+
+    monkeypatch.setattr("fourfold.engine.sd_x4_kernels.predict", counting)
     events = run(engine, *jobs)
 
+    assert calls == ([(1, 2), (1, 1), (1, 1)] if count == 1 else [(2, 2), (1, 2), (1, 2)])
     for each, before in zip(jobs, expected, strict=True):
         assert np.abs(pixels(events, each.job_id).astype(int) - before.astype(int)).max() <= 1
         assert notes(events, each.job_id)["out_of_memory_retries"] == 1
