@@ -15,6 +15,7 @@ from fourfold.engine import registry
 from fourfold.engine.base import JobFailed, MemoryRanOut, Mode
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
 from fourfold.engine.sd_x4_job import Running
+from fourfold.engine.sd_x4_unet import predict
 from fourfold.engine.settings import EngineSettings
 from fourfold.errors import OutOfMemoryError
 from fourfold.testing.sd_x4_stock import Stock, job, notes, picture, pixels, run, upscale
@@ -116,22 +117,49 @@ def test_torchs_default_type_changes_no_picture(engine: StableDiffusionX4Engine)
     assert np.array_equal(made, expected)
 
 
-def test_decoding_and_denoising_share_the_memory(make_engine: Make) -> None:
-    """Where both do not fit, a half-decoded picture is finished first; where they do, the small job goes on."""
-    small, large = job("small", picture(64, 64), steps=8), job("large", picture(128, 128), steps=1)
-    room = make_engine().card.peak_bytes(128 * 128)
-    for budget, interleaves in ((room + 1000, False), (2 * room, True)):
-        engine = make_engine(budget=budget)
-        engine.admit(large)
-        engine.step()
-        engine.step()  # the first layer of its decoding is held
-        engine.admit(small)
-        (held,) = [running for running in engine._running if running.decoding is not None]
-        held.served += 10**9  # it would not be its turn for long
-        events = [*engine.step(), *engine.step()]
-        assert ("small" in {event.job_id for event in events}) is interleaves
-        rest = run(engine)
-        assert {event.job_id for event in rest} == {"small", "large"}
+@pytest.mark.parametrize(
+    ("rows", "beside", "interleaves"),
+    [(1, 64 * 64 - 1, False), (1, 64 * 64, True), (4, 64 * 64, False), (4, 128 * 128, True)],
+)
+def test_decoding_and_denoising_share_the_memory(make_engine: Make, rows: int, beside: int, interleaves: bool) -> None:
+    """Where both do not fit, a half-decoded picture is finished first; where they do, the small job goes on.
+
+    *beside*, the pixels that there is room for beside the large picture. Dummy rows take room like others.
+    """
+    small = job("small", picture(64, 64), steps=2, guidance_scale=1.0)
+    large = job("large", picture(128, 128), steps=1, guidance_scale=1.0)
+    engine = make_engine(rows=(rows,), budget=make_engine().card.peak_bytes(128 * 128 + beside))
+    engine.admit(large)
+    engine.step()
+    engine.step()  # the first layer of its decoding is held
+    engine.admit(small)
+    (held,) = [running for running in engine._running if running.decoding is not None]
+    held.served += 10**9  # it would not be its turn for long
+    events = [*engine.step(), *engine.step()]
+    assert ("small" in {event.job_id for event in events}) is interleaves
+    assert {event.job_id for event in run(engine)} == {"small", "large"}
+
+
+def test_a_batch_that_does_not_fit_is_one_row(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strict: four of a small picture, one of a larger one of which four were never planned for, whoever is there."""
+    calls: list[tuple[int, int]] = []
+
+    def counting(unet: Any, sample: Any, *rest: Any, ways: int) -> Any:
+        calls.append((sample.shape[-1], len(sample)))
+        return predict(unet, sample, *rest, ways=ways)
+
+    monkeypatch.setattr("fourfold.engine.sd_x4_kernels.predict", counting)
+    engine = make_engine(rows=(4,), budget=make_engine().card.peak_bytes(4 * 64 * 64))
+    run(
+        engine,
+        *(
+            job(f"{side}, {seed}", picture(side, side), seed=seed, steps=1, guidance_scale=1.0)
+            for side in (64, 128)
+            for seed in (0, 1)
+        ),
+    )
+
+    assert sorted(calls) == [(64, 4), (128, 1), (128, 1)]
 
 
 def test_only_the_half_that_does_not_fit_fails(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
