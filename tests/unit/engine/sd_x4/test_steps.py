@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,23 @@ class Crossings(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"mode": Mode.FAST}])
+@pytest.mark.parametrize(
+    ("options", "is_tiled"),
+    [({}, False), ({"guidance_scale": 1.0}, True), ({"mode": Mode.FAST}, False)],
+    ids=["exact", "tiled", "fast"],
+)
 def test_a_gpus_step_waits_for_nothing_and_keeps_its_numbers_apart(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], is_tiled: bool
 ) -> None:
     """On torch's "meta" device, which has no numbers: a step that asked for one, as the host waits for a GPU, raises.
 
     The network computes in float16, channels last; latents, picture and sampler stay in float32.
     """
     settings = EngineSettings(threads=1, batch_rows=(1, 2, 4), device="meta")
-    engine = StableDiffusionX4Engine(registry.card(MODEL), settings=settings, folder=tiny_folder)
+    card = registry.card(MODEL)
+    if is_tiled:
+        card = replace(card, core_px=32, margin_px=16, tile_pixels=64 * 64)
+    engine = StableDiffusionX4Engine(card, settings=settings, folder=tiny_folder)
     samples: list[torch.Tensor] = []
     sampled: list[torch.Tensor] = []
     eager, go_on = engine._kernels.eager, Running._go_on
@@ -71,16 +79,21 @@ def test_a_gpus_step_waits_for_nothing_and_keeps_its_numbers_apart(
 
     monkeypatch.setattr(Running, "_go_on", noting)
     monkeypatch.setattr(engine._kernels, "eager", lambda ways, *rest: samples.append(rest[0]) or eager(ways, *rest))
-    for each in (job("a", steps=5, **options), job("b", picture(seed=1), steps=6, prompt="cat", seed=1, **options)):
+    width = 128 if is_tiled else 64
+    for each in (
+        job("a", picture(width), steps=5, **options),
+        job("b", picture(width), steps=6, prompt="cat", **options),
+    ):
         engine.admit(each)
-    engine.step()  # draws the noise and reads the prompts
-    with Crossings() as crossings:
-        engine.step()
-        engine.step()
     running = list(engine._running)
+    while min(each.at for each in running) < 1:  # draws the noise and reads the prompts
+        engine.step()
+    with Crossings() as crossings:
+        while min(each.at for each in running) < 2:
+            engine.step()
     engine.close()
 
-    assert [each.at for each in running] == [3, 3]
+    assert (len(running[0].plan.tiles) > 1) is is_tiled
     assert crossings.names == []
     kept = [tensor for each in running for tensor in (each.latents, each.picture)]
     assert {tensor.dtype for tensor in [*sampled, *kept]} == {torch.float32}
