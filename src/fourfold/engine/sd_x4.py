@@ -260,14 +260,17 @@ class StableDiffusionX4Engine:
         except (RuntimeError, MemoryError) as exc:
             if not _is_out_of_memory(exc):
                 raise
+        has_made_room = self._kernels.release()
         for running in _jobs(rows):
             self._note_retry(running)
+        # Strict, a half is filled up to the same batch: it is smaller only at the price of other roundings.
+        is_split = len(rows) == 1 or (self._is_strict and not has_made_room)
         half = -(-len(rows) // 2)
         for part in (rows[:half], rows[half:]):
             if not part:
                 continue
             try:
-                answers = self._predict(part, is_split=len(rows) == 1)
+                answers = self._predict(part, is_split=is_split)
             except (RuntimeError, MemoryError) as exc:
                 if not _is_out_of_memory(exc):
                     raise
@@ -289,9 +292,11 @@ class StableDiffusionX4Engine:
         return JobFailed(running.job.job_id, self._too_large(running, exc))
 
     def _predict(self, rows: Sequence[_Row], *, is_split: bool) -> list[torch.Tensor]:
-        """Return each row's answers; *is_split*: one prompt at a time, in half the memory."""
+        """Return each row's answers; *is_split*: one prompt at a time, without copies, in half the memory."""
         lead = rows[0][0]
-        count = next((n for n in self._batch_sizes(lead) if n >= len(rows)), len(rows))
+        count = len(rows)
+        if not is_split:
+            count = next((n for n in self._batch_sizes(lead) if n >= len(rows)), len(rows))
         filled = [*rows, *[rows[0]] * (count - len(rows))]  # copies: real numbers, so nothing can overflow
         sample = torch.cat([running.inputs(tile) for running, tile in filled]).to(self._modules.dtype)
         if self._modules.device.type != "cpu":
