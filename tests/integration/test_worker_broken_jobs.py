@@ -69,7 +69,7 @@ def run_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
     def become(program: str) -> None:
         (tmp_path / "changed_child.py").write_text(program)
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
         monkeypatch.setattr(process, "_MODULE", "changed_child")
 
     return become

@@ -5,7 +5,7 @@ step takes rows (a job's canvas, or one tile of it) of one shape from any jobs, 
 level, guidance, seed and prompt, so a job joins and leaves while others run.
 
 Number of rows: one of `EngineSettings.batch_rows`, filled up with copies. With a single number there a picture's bytes
-do not depend on what else runs (strict); with several they may differ in rounding.
+do not depend on what else runs (strict); with several they may differ in rounding. One row where more do not fit.
 """
 
 import threading
@@ -134,7 +134,7 @@ class StableDiffusionX4Engine:
             notes["warnings"] = warnings
         running = Running(job, plan, steps, notes, total=total_steps(plan, len(steps), self._modules.vae))
         if self._is_strict:
-            running.is_compiled = self._kernels.is_compiled(self._shape(self._settings.batch_rows[0], running))
+            running.is_compiled = self._kernels.is_compiled(self._shape(self._batch_sizes(running)[0], running))
         with self._lock:
             if any(other.job.job_id == job.job_id for other in self._running):
                 raise ValueError(f"job {job.job_id} is already admitted")
@@ -183,7 +183,7 @@ class StableDiffusionX4Engine:
         holder = self._holder()
         if holder is None or holder is lead:
             return lead
-        wanted = lead.decode_pixels if lead.is_denoised else lead.step_pixels
+        wanted = lead.decode_pixels if lead.is_denoised else self._batch_sizes(lead)[0] * lead.step_pixels
         return lead if wanted <= self._free_pixels() else holder
 
     def _holder(self) -> Running | None:
@@ -197,6 +197,15 @@ class StableDiffusionX4Engine:
             return MAX_STEP_PIXELS
         held = sum(running.decode_pixels for running in self._running if running.decoding is not None)
         return self._card.tile_pixels_within(budget) - held
+
+    def _batch_sizes(self, lead: Running) -> tuple[int, ...]:
+        """Return the numbers of rows that calls of *lead*'s shape may have, decided by the shape and the budget alone.
+
+        So that, strict, it is one number whoever else is there: the settings', or one row where that would not fit.
+        """
+        budget = self._settings.memory_budget_bytes
+        most = MAX_STEP_PIXELS if budget is None else min(MAX_STEP_PIXELS, self._card.tile_pixels_within(budget))
+        return tuple(count for count in self._settings.batch_rows if count * lead.step_pixels <= most) or (1,)
 
     def _denoise(self, lead: Running) -> list[EngineEvent]:
         rows, ended = self._choose(lead), dict[str, JobFailed]()
@@ -231,9 +240,9 @@ class StableDiffusionX4Engine:
         """Return the rows of the next network call: *lead*'s, then those of others that fit beside them."""
         with self._lock:
             others = sorted(self._running, key=lambda running: running.served)
-            most_pixels = min(MAX_STEP_PIXELS, self._free_pixels())
-        allowed = [count for count in self._settings.batch_rows if count * lead.step_pixels <= most_pixels]
-        most = max(allowed, default=self._settings.batch_rows[0])
+            most_pixels = self._free_pixels()
+        sizes = self._batch_sizes(lead)
+        most = max((count for count in sizes if count * lead.step_pixels <= most_pixels), default=sizes[0])
         mates = [lead, *(other for other in others if other is not lead and _batches_with(other, lead))]
         rows = [(running, tile) for running in mates for tile in running.pending]
         return rows[:most]
@@ -251,14 +260,17 @@ class StableDiffusionX4Engine:
         except (RuntimeError, MemoryError) as exc:
             if not _is_out_of_memory(exc):
                 raise
+        has_made_room = self._kernels.release()
         for running in _jobs(rows):
             self._note_retry(running)
+        # Strict, a half is filled up to the same batch: it is smaller only at the price of other roundings.
+        is_split = len(rows) == 1 or (self._is_strict and not has_made_room)
         half = -(-len(rows) // 2)
         for part in (rows[:half], rows[half:]):
             if not part:
                 continue
             try:
-                answers = self._predict(part, is_split=len(rows) == 1)
+                answers = self._predict(part, is_split=is_split)
             except (RuntimeError, MemoryError) as exc:
                 if not _is_out_of_memory(exc):
                     raise
@@ -280,10 +292,12 @@ class StableDiffusionX4Engine:
         return JobFailed(running.job.job_id, self._too_large(running, exc))
 
     def _predict(self, rows: Sequence[_Row], *, is_split: bool) -> list[torch.Tensor]:
-        """Return each row's answers; *is_split*: one prompt at a time, in half the memory."""
-        count = next((n for n in self._settings.batch_rows if n >= len(rows)), len(rows))
-        filled = [*rows, *[rows[0]] * (count - len(rows))]  # copies: real numbers, so nothing can overflow
+        """Return each row's answers; *is_split*: one prompt at a time, without copies, in half the memory."""
         lead = rows[0][0]
+        count = len(rows)
+        if not is_split:
+            count = next((n for n in self._batch_sizes(lead) if n >= len(rows)), len(rows))
+        filled = [*rows, *[rows[0]] * (count - len(rows))]  # copies: real numbers, so nothing can overflow
         sample = torch.cat([running.inputs(tile) for running, tile in filled]).to(self._modules.dtype)
         if self._modules.device.type != "cpu":
             sample = sample.contiguous(memory_format=torch.channels_last)

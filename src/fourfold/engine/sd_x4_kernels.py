@@ -104,10 +104,12 @@ class Kernels:
             return Answers(answers, is_compiled=True)
         return Answers(self.eager(shape.ways, sample, embedding, text), is_compiled=False)
 
-    def release(self) -> None:
-        """Give the memory of the recorded graphs back to the allocator; the compiled kernels stay."""
+    def release(self) -> bool:
+        """Free what recorded graphs hold, but not the compiled kernels; return whether there were any graphs."""
+        held = bool(self._recorded)
         self._recorded.clear()
         self._graph_pool = None
+        return held
 
     def eager(self, ways: int, sample: torch.Tensor, embedding: torch.Tensor, text: KeysValues) -> torch.Tensor:
         """Return the network's answers by eager kernels, and ask for no others."""

@@ -4,14 +4,16 @@ A few cases at the real model's depth; all of them, on a shallower one: `test_ma
 """
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionUpscalePipeline
 
-from fourfold.engine.base import EngineJob, Mode
+from fourfold.engine import registry
+from fourfold.engine.base import DiffusionOptions, EngineJob, Mode
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
 from fourfold.testing.sd_x4_stock import Stock, job, picture, pixels, run, upscale
 
@@ -49,6 +51,15 @@ def test_latents_and_pixels_are_the_stock_pipelines(
     each = job("a", picture(*size), steps=steps, guidance_scale=guidance, noise_level=noise, seed=steps)
 
     compare(engine, stock, each)
+
+
+def test_what_is_not_said_is_what_the_stock_pipeline_assumes() -> None:
+    stock = {name: each.default for name, each in signature(StableDiffusionUpscalePipeline.__call__).parameters.items()}
+    options, card = DiffusionOptions(), registry.card("stabilityai/stable-diffusion-x4-upscaler")
+
+    assert options.mode is Mode.EXACT
+    assert (options.guidance_scale, options.noise_level) == (stock["guidance_scale"], stock["noise_level"])
+    assert card.default_steps == stock["num_inference_steps"]
 
 
 def test_a_negative_prompt_means_what_it_means_to_the_stock_pipeline(

@@ -193,17 +193,37 @@ def out_of_memory(times: int, original: Callable[..., Any]) -> Callable[..., Any
     return maybe
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    ("rows", "count", "expected_calls"),
+    [
+        ((1, 2), 1, [(1, 2), (1, 1), (1, 1)]),
+        ((1, 2), 2, [(2, 2), (1, 2), (1, 2)]),
+        ((4,), 2, [(4, 2), (1, 1), (1, 1), (1, 1), (1, 1)]),
+    ],
+    ids=["one", "two", "strict"],
+)
 def test_a_step_that_runs_out_of_memory_is_halved_once(
-    make_engine: Make, monkeypatch: pytest.MonkeyPatch, count: int
+    make_engine: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: tuple[int, ...],
+    count: int,
+    expected_calls: list[tuple[int, int]],
 ) -> None:
-    """A batch in two parts, a single row one prompt at a time: the same pictures to a level."""
-    engine = make_engine(rows=(1, 2))
+    """A batch in two parts, a single row one prompt at a time: the same pictures to a level. Rows and ways of calls."""
+    engine = make_engine(rows=rows)
     jobs = [job(name, steps=1, seed=i) for i, name in enumerate("ab"[:count])]
     expected = [pixels(run(engine, each), each.job_id) for each in jobs]
-    monkeypatch.setattr("fourfold.engine.sd_x4_kernels.predict", out_of_memory(1, sd_x4_unet.predict))
+    calls: list[tuple[int, int]] = []
+    short = out_of_memory(1, sd_x4_unet.predict)
+
+    def counting(unet: Any, sample: Any, *rest: Any, ways: int) -> Any:
+        calls.append((len(sample), ways))
+        return short(unet, sample, *rest, ways=ways)
+
+    monkeypatch.setattr("fourfold.engine.sd_x4_kernels.predict", counting)
     events = run(engine, *jobs)
 
+    assert calls == expected_calls
     for each, before in zip(jobs, expected, strict=True):
         assert np.abs(pixels(events, each.job_id).astype(int) - before.astype(int)).max() <= 1
         assert notes(events, each.job_id)["out_of_memory_retries"] == 1

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fourfold.engine import registry
 from fourfold.engine.base import JobFailed, MemoryRanOut, Mode
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
 from fourfold.engine.sd_x4_job import Running
+from fourfold.engine.sd_x4_unet import predict
 from fourfold.engine.settings import EngineSettings
 from fourfold.errors import OutOfMemoryError
 from fourfold.testing.sd_x4_stock import Stock, job, notes, picture, pixels, run, upscale
@@ -50,16 +52,23 @@ class Crossings(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"mode": Mode.FAST}])
+@pytest.mark.parametrize(
+    ("options", "is_tiled"),
+    [({}, False), ({"guidance_scale": 1.0}, True), ({"mode": Mode.FAST}, False)],
+    ids=["exact", "tiled", "fast"],
+)
 def test_a_gpus_step_waits_for_nothing_and_keeps_its_numbers_apart(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], is_tiled: bool
 ) -> None:
     """On torch's "meta" device, which has no numbers: a step that asked for one, as the host waits for a GPU, raises.
 
     The network computes in float16, channels last; latents, picture and sampler stay in float32.
     """
     settings = EngineSettings(threads=1, batch_rows=(1, 2, 4), device="meta")
-    engine = StableDiffusionX4Engine(registry.card(MODEL), settings=settings, folder=tiny_folder)
+    card = registry.card(MODEL)
+    if is_tiled:
+        card = replace(card, core_px=32, margin_px=16, tile_pixels=64 * 64)
+    engine = StableDiffusionX4Engine(card, settings=settings, folder=tiny_folder)
     samples: list[torch.Tensor] = []
     sampled: list[torch.Tensor] = []
     eager, go_on = engine._kernels.eager, Running._go_on
@@ -70,16 +79,21 @@ def test_a_gpus_step_waits_for_nothing_and_keeps_its_numbers_apart(
 
     monkeypatch.setattr(Running, "_go_on", noting)
     monkeypatch.setattr(engine._kernels, "eager", lambda ways, *rest: samples.append(rest[0]) or eager(ways, *rest))
-    for each in (job("a", steps=5, **options), job("b", picture(seed=1), steps=6, prompt="cat", seed=1, **options)):
+    width = 128 if is_tiled else 64
+    for each in (
+        job("a", picture(width), steps=5, **options),
+        job("b", picture(width), steps=6, prompt="cat", **options),
+    ):
         engine.admit(each)
-    engine.step()  # draws the noise and reads the prompts
-    with Crossings() as crossings:
-        engine.step()
-        engine.step()
     running = list(engine._running)
+    while min(each.at for each in running) < 1:  # draws the noise and reads the prompts
+        engine.step()
+    with Crossings() as crossings:
+        while min(each.at for each in running) < 2:
+            engine.step()
     engine.close()
 
-    assert [each.at for each in running] == [3, 3]
+    assert (len(running[0].plan.tiles) > 1) is is_tiled
     assert crossings.names == []
     kept = [tensor for each in running for tensor in (each.latents, each.picture)]
     assert {tensor.dtype for tensor in [*sampled, *kept]} == {torch.float32}
@@ -116,22 +130,49 @@ def test_torchs_default_type_changes_no_picture(engine: StableDiffusionX4Engine)
     assert np.array_equal(made, expected)
 
 
-def test_decoding_and_denoising_share_the_memory(make_engine: Make) -> None:
-    """Where both do not fit, a half-decoded picture is finished first; where they do, the small job goes on."""
-    small, large = job("small", picture(64, 64), steps=8), job("large", picture(128, 128), steps=1)
-    room = make_engine().card.peak_bytes(128 * 128)
-    for budget, interleaves in ((room + 1000, False), (2 * room, True)):
-        engine = make_engine(budget=budget)
-        engine.admit(large)
-        engine.step()
-        engine.step()  # the first layer of its decoding is held
-        engine.admit(small)
-        (held,) = [running for running in engine._running if running.decoding is not None]
-        held.served += 10**9  # it would not be its turn for long
-        events = [*engine.step(), *engine.step()]
-        assert ("small" in {event.job_id for event in events}) is interleaves
-        rest = run(engine)
-        assert {event.job_id for event in rest} == {"small", "large"}
+@pytest.mark.parametrize(
+    ("rows", "beside", "interleaves"),
+    [(1, 64 * 64 - 1, False), (1, 64 * 64, True), (4, 64 * 64, False), (4, 128 * 128, True)],
+)
+def test_decoding_and_denoising_share_the_memory(make_engine: Make, rows: int, beside: int, interleaves: bool) -> None:
+    """Where both do not fit, a half-decoded picture is finished first; where they do, the small job goes on.
+
+    *beside*, the pixels that there is room for beside the large picture. Dummy rows take room like others.
+    """
+    small = job("small", picture(64, 64), steps=2, guidance_scale=1.0)
+    large = job("large", picture(128, 128), steps=1, guidance_scale=1.0)
+    engine = make_engine(rows=(rows,), budget=make_engine().card.peak_bytes(128 * 128 + beside))
+    engine.admit(large)
+    engine.step()
+    engine.step()  # the first layer of its decoding is held
+    engine.admit(small)
+    (held,) = [running for running in engine._running if running.decoding is not None]
+    held.served += 10**9  # it would not be its turn for long
+    events = [*engine.step(), *engine.step()]
+    assert ("small" in {event.job_id for event in events}) is interleaves
+    assert {event.job_id for event in run(engine)} == {"small", "large"}
+
+
+def test_a_batch_that_does_not_fit_is_one_row(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strict: four of a small picture, one of a larger one of which four were never planned for, whoever is there."""
+    calls: list[tuple[int, int]] = []
+
+    def counting(unet: Any, sample: Any, *rest: Any, ways: int) -> Any:
+        calls.append((sample.shape[-1], len(sample)))
+        return predict(unet, sample, *rest, ways=ways)
+
+    monkeypatch.setattr("fourfold.engine.sd_x4_kernels.predict", counting)
+    engine = make_engine(rows=(4,), budget=make_engine().card.peak_bytes(4 * 64 * 64))
+    run(
+        engine,
+        *(
+            job(f"{side}, {seed}", picture(side, side), seed=seed, steps=1, guidance_scale=1.0)
+            for side in (64, 128)
+            for seed in (0, 1)
+        ),
+    )
+
+    assert sorted(calls) == [(64, 4), (128, 1), (128, 1)]
 
 
 def test_only_the_half_that_does_not_fit_fails(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
