@@ -14,7 +14,6 @@ The GPU must be idle. ``--cpu-smoke`` tries every path on a CPU with a tiny mode
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -179,17 +178,11 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what the numbers depend on beside the code."""
-    import diffusers
-    import torch
-
-    facts = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
-    facts |= {"cpus": os.cpu_count(), "smoke": options.cpu_smoke, "kernels": "eager" if options.eager else "compiled"}
-    if not options.cpu_smoke:
-        gpu = torch.cuda.get_device_properties(0)
-        facts |= {"gpu": gpu.name, "gpu_bytes": gpu.total_memory, "cuda": torch.version.cuda}
-        facts["cudnn"] = torch.backends.cudnn.version()
-    return facts
+    """Return what the numbers depend on beside the code; asked in a process of its own, as asking takes GPU memory."""
+    facts = run_part("machine", options, limit_s=None)
+    if "failed" in facts:
+        raise SystemExit("without a GPU, --cpu-smoke tries the benchmark")
+    return {"kernels": "eager" if options.eager else "compiled", "smoke": options.cpu_smoke, **facts}
 
 
 def main() -> None:

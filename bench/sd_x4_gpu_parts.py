@@ -5,6 +5,8 @@ A part prints what it finds; lines that begin with ``@@`` are its numbers as JSO
 
 import argparse
 import json
+import os
+import platform
 import random
 import subprocess
 import sys
@@ -13,8 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from sd_x4_gpu_tools import (
     GIB,
     Bench,
@@ -35,6 +39,16 @@ from fourfold.testing.sd_x4_counts import MetaModel, teraflops
 from fourfold.testing.sd_x4_stock import job, notes, picture, pixels, run, upscale
 
 Numbers = Iterator[dict[str, Any]]
+
+
+def machine(bench: Bench) -> Numbers:
+    """What runs here?"""
+    facts = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
+    yield {**facts, "transformers": transformers.__version__, "cpus": os.cpu_count()}
+    if bench.is_gpu:
+        gpu = torch.cuda.get_device_properties(0)
+        yield {"gpu": gpu.name, "gpu_bytes": gpu.total_memory, "cuda": torch.version.cuda}
+        yield {"cudnn": torch.backends.cudnn.version()}
 
 
 def start(bench: Bench) -> Numbers:
@@ -187,7 +201,7 @@ def _ours(bench: Bench, each: EngineJob) -> Numbers:
 def _teraflops(bench: Bench, side: int) -> dict[str, float]:
     """Return the least work of a picture: what both ways share counts once, text and timesteps not at all."""
     model = MetaModel.make(REAL if bench.is_gpu else TINY)
-    decode = teraflops(model.decode(side, side, limits=DecodeLimits(2**40, 2**60)))
+    decode = teraflops(model.decode(side, side, limits=DecodeLimits(strip_pixels=2**40, attention_queries=2**40)))
     step, stock = teraflops(model.step(side, side)), teraflops(model.stock_step(side, side))
     counts = {"step": step, "decode": decode, "ours": step * bench.steps + decode}
     return counts | {"stock": stock * bench.steps + decode}
@@ -314,6 +328,7 @@ def strict(bench: Bench) -> Numbers:
 
 
 PARTS: Mapping[str, Callable[[Bench], Numbers]] = {
+    "machine": machine,
     "start": start,
     "kernels": kernels,
     "steps": steps,

@@ -168,7 +168,9 @@ def profiled(bench: Bench, work: Callable[[], Any]) -> Profile:
     waits = {name: sum(event.name == name for event in within) for name in WAITS}
     # Marks of our own and of compiled regions appear on the GPU as well, as long as what they enclose.
     on_gpu = [event for event in events if "CUDA" in str(event.device_type)]
-    kernels = [event for event in on_gpu if not (event.name == "measured" or event.is_user_annotation)]
+    kernels = [
+        event for event in on_gpu if not (event.name == "measured" or getattr(event, "is_user_annotation", False))
+    ]
     averages = seen.key_averages()
     order = "self_device_time_total" if bench.is_gpu else "self_cpu_time_total"
     return Profile(

@@ -42,6 +42,7 @@ ELSEWHERE = {
 #: First line of a block -> why no test runs it.
 NOT_RUN = {
     "pip install .": "`make install`, which every test run begins with, does that; `fourfold up` is run by many tests",
+    ".venv/bin/python bench/sd_x4_gpu.py": "no GPU is here; see tests/unit/bench, and --cpu-smoke",
     "docker build": "no container engine is here; tests/acceptance/container carries out its steps",
     "make check": "it is what runs the quick tests, this one among them",
     "make test": "it is what runs this test",

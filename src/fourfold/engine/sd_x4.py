@@ -34,7 +34,7 @@ from fourfold.engine.sd_x4_files import ModelFolder, locate_model
 from fourfold.engine.sd_x4_job import Running, decode_job, prepare, total_steps
 from fourfold.engine.sd_x4_kernels import MOST_PIXELS, Kernels, Shape
 from fourfold.engine.sd_x4_load import Modules, load_modules
-from fourfold.engine.sd_x4_plan import fits_tile, largest_side, plan_canvas
+from fourfold.engine.sd_x4_plan import largest_side, plan_canvas
 from fourfold.engine.sd_x4_schedule import FAST_STEPS
 from fourfold.engine.sd_x4_text import Prompts
 from fourfold.engine.settings import EngineSettings
@@ -74,12 +74,9 @@ class StableDiffusionX4Engine:
         self._card = measured(card, self._modules)
         backend = settings.compiler
         if backend is not None and device.type != "cpu":
-            with_graphs = holding_graphs(self._card)
-            # Of a small memory a picture has more use than graphs, which save the time of launching kernels.
-            if fits_tile(with_graphs, settings.memory_budget_bytes):
-                self._card = with_graphs
-            else:
-                backend = None
+            with_graphs = holding_graphs(self._card, settings.memory_budget_bytes)
+            backend = None if with_graphs is None else backend
+            self._card = with_graphs or self._card
         self._prompts = Prompts(self._modules)
         self._kernels = Kernels(self._modules.unet, backend=backend)
         self._is_strict = len(settings.batch_rows) == 1
@@ -379,12 +376,14 @@ def measured(card: EngineCard, modules: Modules) -> EngineCard:
     return replace(card, fixed_bytes=modules.weight_bytes, bytes_per_input_pixel=card.bytes_per_input_pixel * size // 4)
 
 
-def holding_graphs(card: EngineCard) -> EngineCard:
+def holding_graphs(card: EngineCard, budget_bytes: int | None) -> EngineCard | None:
     """Return *card* with the memory that recorded kernels hold while no job runs: a step of the largest shape.
 
-    Graphs share one memory, as only one of them runs at a time.
+    Graphs share one memory, as only one of them runs at a time. None where a picture of that size would not fit beside
+    it: of a small memory pictures have more use than graphs, which save the time of launching kernels.
     """
-    return replace(card, fixed_bytes=card.fixed_bytes + MOST_PIXELS * card.bytes_per_input_pixel)
+    with_graphs = replace(card, fixed_bytes=card.fixed_bytes + MOST_PIXELS * card.bytes_per_input_pixel)
+    return with_graphs if budget_bytes is None or with_graphs.peak_bytes(MOST_PIXELS) <= budget_bytes else None
 
 
 def _batches_with(other: Running, lead: Running) -> bool:

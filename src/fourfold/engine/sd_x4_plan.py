@@ -82,12 +82,6 @@ def plan_canvas(card: EngineCard, width: int, height: int, *, budget_bytes: int 
     )
 
 
-def fits_tile(card: EngineCard, budget_bytes: int | None) -> bool:
-    """Whether a picture of any size can run, in tiles at least."""
-    tile = card.core_px + 2 * card.margin_px
-    return budget_bytes is None or card.peak_bytes(tile * tile) <= budget_bytes
-
-
 def job_bytes(card: EngineCard, width: int, height: int, *, budget_bytes: int) -> int:
     """Return the memory, the model included, that a picture takes by `plan_canvas`; raises as that does."""
     plan = plan_canvas(card, width, height, budget_bytes=budget_bytes)

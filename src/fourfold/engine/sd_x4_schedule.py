@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -55,8 +56,9 @@ class Sampler:
                 f"known are {', '.join(_KNOWN_PREDICTIONS)} without clipping"
             )
         self._prediction = prediction
+        self._kept = lru_cache(maxsize=64)(self._made)  # some ms each, while a GPU waits
 
-    @property
+    @cached_property
     def most_steps(self) -> int:
         """The largest step count: with more, or with "leading" spacing beyond its offset, timesteps would not exist."""
         config = DDIMScheduler.from_config(self._config).config
@@ -65,6 +67,9 @@ class Sampler:
 
     def steps(self, count: int, mode: Mode) -> tuple[Step, ...]:
         """Return the *count* steps, 1 to `most_steps`, first to last; the last one's x_next is the result."""
+        return self._kept(count, mode)
+
+    def _made(self, count: int, mode: Mode) -> tuple[Step, ...]:
         return self._ddim(count) if mode is Mode.EXACT else self._dpm(count)
 
     def _ddim(self, count: int) -> tuple[Step, ...]:
