@@ -16,6 +16,7 @@ from torch.nn import functional
 from fourfold.engine.base import EngineCard, UpscaleEngine
 from fourfold.engine.networks import LocalNetwork, facts, read_pinned
 from fourfold.engine.settings import EngineSettings
+from fourfold.engine.tiles_kernels import Stage
 from fourfold.engine.tiles_torch import TorchTilesEngine
 from fourfold.errors import ModelUnavailableError, WorkerFailedError
 
@@ -45,7 +46,13 @@ def load_network_engine(card: EngineCard, *, settings: EngineSettings) -> Upscal
 
 
 class PaddedNetwork:
-    """A network of spandrel's that takes pictures of any size."""
+    """A network of spandrel's that takes pictures of any size.
+
+    It has no stages to compile: the code of these architectures looks at sizes, so that kernels would be made for each
+    size of picture, or refused.
+    """
+
+    stages: Final[tuple[Stage, ...]] = ()
 
     def __init__(self, descriptor: Any, *, multiple_px: int = 1, min_side_px: int = 1) -> None:
         self._descriptor = descriptor

@@ -96,7 +96,7 @@ class Kernels:
             recorded = self._recording(shape, kernels, sample, embedding, text, records=records)
             answers = (recorded or kernels)(sample, embedding, text)
         except NotCompiledError:
-            self._compiler.missed(shape, (sample, embedding, text))
+            self._compiler.missed(shape, lambda: (sample, embedding, text))
         except _RecordingError as exc:
             self._compiler.drop(shape)  # for good
             self._compiler.tell("compile_failed", why=f"recording {list(shape)}: {exc}"[:500])
@@ -141,7 +141,7 @@ class Kernels:
     def _ask_for(self, shape: Shape, *example: Any) -> None:
         """Have *shape* compiled, if it is one to be compiled; *example*, the inputs of a call."""
         if shape.pixels <= MOST_PIXELS and self._compiler.asked < MOST_SHAPES:
-            self._compiler.ask_for(shape, example)
+            self._compiler.ask_for(shape, lambda: example)
 
     def _predict(self, shape: Shape) -> Predict:
         """Return the call that *shape* has."""

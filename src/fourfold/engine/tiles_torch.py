@@ -35,7 +35,6 @@ class TorchTilesEngine:
         settings: EngineSettings,
         make_network: Callable[[torch.dtype], RunsPictures],
         has_half: bool = True,
-        compiler: str | None = None,
     ) -> None:
         """Load nothing yet: the weights of a number type come with the first job that needs them.
 
@@ -43,7 +42,6 @@ class TorchTilesEngine:
             card: of the network, with its memory on this device.
             make_network: makes it in a number type.
             has_half: whether it computes in float16.
-            compiler: torch.compile's backend, for a network that is known to be compiled for every size at once.
         """
         self._settings = settings
         self._device = torch.device(settings.device)
@@ -52,7 +50,7 @@ class TorchTilesEngine:
         if self._device.type == "cpu":
             torch.set_num_threads(settings.threads)
         self._turns = Turns()
-        self._kernels = TileKernels(make_network, device=self._device, backend=compiler)
+        self._kernels = TileKernels(make_network, device=self._device, backend=settings.compiler)
 
     @property
     def card(self) -> EngineCard:
