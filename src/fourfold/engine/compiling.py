@@ -22,6 +22,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 import torch
 
 from fourfold.engine.base import Remark
+from fourfold.engine.full_memory import is_out_of_memory
 
 Call: TypeAlias = Callable[..., Any]
 """What is compiled: tensors in, tensors out."""
@@ -145,9 +146,10 @@ class Compiler(Generic[Key]):
                 if key not in self._told:
                     self._told.add(key)
                     self.tell("kernels_ready", **key.facts(), seconds=round(time.monotonic() - started, 3))
-        except torch.OutOfMemoryError:
-            self._asked.discard(key)  # whoever comes next may ask again
         except Exception as exc:  # noqa: BLE001  # a compiler fails in many ways; eager kernels do not need it
+            if is_out_of_memory(exc):
+                self._asked.discard(key)  # whoever comes next may ask again
+                return
             traceback.print_exc()
             self._is_over = True
             self.tell("compile_failed", why=f"{type(exc).__name__}: {exc}"[:500])

@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch.nn import functional
 
 from fourfold.engine.base import EngineCard, UpscaleEngine
+from fourfold.engine.full_memory import is_out_of_memory
 from fourfold.engine.networks import LocalNetwork, facts, read_pinned
 from fourfold.engine.settings import EngineSettings
 from fourfold.engine.tiles_kernels import Stage
@@ -71,9 +72,9 @@ class PaddedNetwork:
         scale = self._descriptor.scale
         try:
             rows = [self._run_one(row[None]) for row in padded]
-        except torch.OutOfMemoryError:
-            raise  # the engine knows what to do
         except (RuntimeError, ValueError, TypeError, IndexError) as exc:
+            if is_out_of_memory(exc):
+                raise  # the engine knows what to do
             raise WorkerFailedError(f"the network failed on {width}x{height}: {type(exc).__name__}: {exc}") from exc
         return torch.cat(rows)[:, :, : height * scale, : width * scale]
 

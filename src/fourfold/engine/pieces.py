@@ -165,7 +165,9 @@ def _kind_of(layer: Layer) -> tuple[object, ...]:
             return "sum", layer.coefficients
         case NearestUpscale() | PixelShuffle():
             return type(layer).__name__, layer.factor
-    return (type(layer).__name__,)
+        case Concat():
+            return ("concat",)
+    raise AssertionError(f"a network holds no {type(layer).__name__}")
 
 
 def join(layers: Sequence[Layer]) -> Network:

@@ -11,6 +11,7 @@ import torch
 
 from fourfold.engine.base import Remark
 from fourfold.engine.compiling import Compiler, NotCompiledError
+from fourfold.engine.full_memory import is_out_of_memory
 from fourfold.engine.sd_x4_text import KeysValues
 from fourfold.engine.sd_x4_unet import predict
 
@@ -131,9 +132,9 @@ class Kernels:
         if self._is_gpu and records and shape not in self._recorded:
             try:
                 self._recorded[shape] = Recorded(kernels, *inputs, pool=self._graph_pool)
-            except torch.OutOfMemoryError:
-                raise  # the step is tried again in less, and unrecorded
             except RuntimeError as exc:
+                if is_out_of_memory(exc):
+                    raise  # the step is tried again in less, and unrecorded
                 raise _RecordingError(str(exc)) from exc
             self._graph_pool = self._recorded[shape].pool
         return self._recorded.get(shape)

@@ -1,11 +1,13 @@
 """An engine of torch compiles its network beside its jobs, once for windows of every size; here for a tiny network.
 
 ``eager``, as torch calls the compiler that does nothing after tracing, serves: what sizes kernels hold for is decided
-before. With ``inductor`` on a CPU, the embedded networks' pictures were the eager ones to the bit, in windows of five
+before. With ``inductor`` on a CPU, the embedded networks' pictures were the eager ones to the bit, in windows of four
 sizes by one compilation.
 """
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -209,6 +211,19 @@ def test_several_tiles_at_once_have_kernels_of_their_own(dtype: Any, pixels_a_st
     assert (first["tiles"], first["kernels"]) == (3, "eager")
     assert (notes["kernels"], told) == ("compiled", ["kernels_ready"] * 2)
     assert np.array_equal(made, expected)
+
+
+def test_a_closed_engine_holds_no_weights() -> None:
+    """Neither does torch for what it compiled, nor does it take a collection to see that."""
+    with compiling() as engine:
+        run(engine, picture(100, 100))
+        run(settled(engine), picture(100, 100))
+        alive = weakref.ref(engine._kernels._dtype_to_network[torch.float32].stages[0].weights[0])
+        gc.disable()
+    try:
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_a_window_that_kernels_do_not_hold_for_is_eager_once() -> None:
