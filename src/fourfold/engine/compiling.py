@@ -22,9 +22,13 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 import torch
 
 from fourfold.engine.base import Remark
+from fourfold.engine.full_memory import is_out_of_memory
 
-Call: TypeAlias = Callable[..., torch.Tensor]
-"""What is compiled: tensors in, one out."""
+Call: TypeAlias = Callable[..., Any]
+"""What is compiled: tensors in, tensors out."""
+
+Example: TypeAlias = Callable[[], Sequence[Any]]
+"""Returns the inputs of a call; asked in the compiling thread."""
 
 
 class NotCompiledError(Exception):
@@ -64,7 +68,7 @@ class Compiler(Generic[Key]):
         self._asked: set[Key] = set()
         self._told: set[Key] = set()
         self._is_over = False  #: a compilation has failed, or this is closed
-        self._wanted: queue.Queue[tuple[Key, Sequence[Any]] | None] = queue.Queue()
+        self._wanted: queue.Queue[tuple[Key, Example] | None] = queue.Queue()
         self._remarks: list[Remark] = []
         self._thread: threading.Thread | None = None
 
@@ -80,17 +84,17 @@ class Compiler(Generic[Key]):
         """
         return self._ready.get(key)
 
-    def missed(self, key: Key, inputs: Sequence[Any]) -> None:
-        """Have kernels made for *inputs*, too, for which the compiled function had none; it is not there until then."""
+    def missed(self, key: Key, example: Example) -> None:
+        """Have kernels made for *example*, too, for which there were none; the function is not there until then."""
         if self._ready.pop(key, None) is not None:
             self._asked.discard(key)
-            self.ask_for(key, inputs)
+            self.ask_for(key, example)
 
     def drop(self, key: Key) -> None:
         """Forget what was compiled for *key*, for good."""
         self._ready.pop(key, None)
 
-    def ask_for(self, key: Key, example: Sequence[Any]) -> None:
+    def ask_for(self, key: Key, example: Example) -> None:
         """Have the function for *key* compiled by a call with *example*, unless somebody has asked before."""
         if self._backend is None or self._is_over or key in self._asked:
             return
@@ -128,36 +132,39 @@ class Compiler(Generic[Key]):
 
     def _compile_wanted(self) -> None:
         while (wanted := self._wanted.get()) is not None:
-            key, example = wanted
-            started = time.monotonic()
-            try:
-                if not self._is_over:
-                    self._ready[key] = self._compile(key, example)
-                    if key not in self._told:
-                        self._told.add(key)
-                        self.tell("kernels_ready", **key.facts(), seconds=round(time.monotonic() - started, 3))
-            except torch.OutOfMemoryError:
-                self._asked.discard(key)  # whoever comes next may ask again
-            except Exception as exc:  # noqa: BLE001  # a compiler fails in many ways; eager kernels do not need it
-                traceback.print_exc()
-                self._is_over = True
-                self.tell("compile_failed", why=f"{type(exc).__name__}: {exc}"[:500])
-            finally:
-                self._wanted.task_done()
+            self._compile_one(*wanted)
+            del wanted  # the example may hold memory of a device
+            self._wanted.task_done()
         self._forget()  # what was being compiled when this was closed
         self._wanted.task_done()
+
+    def _compile_one(self, key: Key, example: Example) -> None:
+        started = time.monotonic()
+        try:
+            if not self._is_over:
+                self._ready[key] = self._compile(key, example)
+                if key not in self._told:
+                    self._told.add(key)
+                    self.tell("kernels_ready", **key.facts(), seconds=round(time.monotonic() - started, 3))
+        except Exception as exc:  # noqa: BLE001  # a compiler fails in many ways; eager kernels do not need it
+            if is_out_of_memory(exc):
+                self._asked.discard(key)  # whoever comes next may ask again
+                return
+            traceback.print_exc()
+            self._is_over = True
+            self.tell("compile_failed", why=f"{type(exc).__name__}: {exc}"[:500])
 
     def _forget(self) -> None:
         self._ready.clear()
         self._functions.clear()
 
-    def _compile(self, key: Key, example: Sequence[Any]) -> Call:
+    def _compile(self, key: Key, example: Example) -> Call:
         """Compile for *key*, by one call; return the function as it is to be called."""
         if key not in self._functions:
             self._functions[key] = self._compiled(key)
         compiled = self._functions[key]
         with torch.inference_mode():
-            compiled(*example)
+            compiled(*example())
         only_run: Call = torch._dynamo.run(compiled)
         return only_run
 
@@ -165,7 +172,7 @@ class Compiler(Generic[Key]):
         """Return the function for *key*, to be compiled when it is called."""
         function = self._function(key)
 
-        def call(*inputs: Any) -> torch.Tensor:
+        def call(*inputs: Any) -> Any:
             if not torch.compiler.is_dynamo_compiling():  # True in what is compiled, and only there
                 raise NotCompiledError
             return function(*inputs)

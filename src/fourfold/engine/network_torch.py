@@ -14,8 +14,10 @@ from safetensors.torch import load
 from torch.nn import functional
 
 from fourfold.engine.base import EngineCard, UpscaleEngine
+from fourfold.engine.full_memory import is_out_of_memory
 from fourfold.engine.networks import LocalNetwork, facts, read_pinned
 from fourfold.engine.settings import EngineSettings
+from fourfold.engine.tiles_kernels import Stage
 from fourfold.engine.tiles_torch import TorchTilesEngine
 from fourfold.errors import ModelUnavailableError, WorkerFailedError
 
@@ -45,7 +47,13 @@ def load_network_engine(card: EngineCard, *, settings: EngineSettings) -> Upscal
 
 
 class PaddedNetwork:
-    """A network of spandrel's that takes pictures of any size."""
+    """A network of spandrel's that takes pictures of any size.
+
+    It has no stages to compile: the code of these architectures looks at sizes, so that kernels would be made for each
+    size of picture, or refused.
+    """
+
+    stages: Final[tuple[Stage, ...]] = ()
 
     def __init__(self, descriptor: Any, *, multiple_px: int = 1, min_side_px: int = 1) -> None:
         self._descriptor = descriptor
@@ -64,9 +72,9 @@ class PaddedNetwork:
         scale = self._descriptor.scale
         try:
             rows = [self._run_one(row[None]) for row in padded]
-        except torch.OutOfMemoryError:
-            raise  # the engine knows what to do
         except (RuntimeError, ValueError, TypeError, IndexError) as exc:
+            if is_out_of_memory(exc):
+                raise  # the engine knows what to do
             raise WorkerFailedError(f"the network failed on {width}x{height}: {type(exc).__name__}: {exc}") from exc
         return torch.cat(rows)[:, :, : height * scale, : width * scale]
 

@@ -24,6 +24,9 @@ from fourfold.engine.ncnn_files import (
 )
 from fourfold.errors import ModelUnavailableError
 
+_LEAST_BLOCK: Final = 16
+"""Layers of a block that is worth to be told from others: fewer cost more to call than they do."""
+
 _NARROW: Final = 2
 """Blobs alive at a cut. In an RRDB network these are the block's result and the first convolution's."""
 
@@ -67,6 +70,55 @@ class Network:
         body = tuple(self._piece(start, stop) for start, stop in pairwise(edges))
         return body, self._piece(tail_start, len(self.layers)) if tail_start < len(self.layers) else None
 
+    def by_blocks(self) -> tuple[Piece, ...]:
+        """Return the network as what comes before, each of, and what comes after its equal blocks; else in one piece.
+
+        Equal blocks compute the same of other blobs with other weights.
+        """
+        start, period, count = self._longest_repetition()
+        if count < 2:
+            return (self.whole(),)
+        edges = [start + period * i for i in range(count + 1)]
+        edges = sorted({0, *edges, len(self.layers)})
+        return tuple(self._piece(begin, end) for begin, end in pairwise(edges))
+
+    def alike(self, piece: Piece) -> tuple[object, ...]:
+        """Return what *piece* has in common with the pieces that compute the same."""
+        made = [layer.outputs[0] for layer in piece.layers]
+        where = {blob: i for i, blob in enumerate([*piece.entering, *made])}
+        return (
+            tuple((_kind_of(layer), *(where[blob] for blob in layer.inputs)) for layer in piece.layers),
+            tuple(piece.entering.values()),
+            tuple(where[blob] for blob in piece.leaving),
+        )
+
+    def _longest_repetition(self) -> tuple[int, int, int]:
+        """Return where blocks of at least `_LEAST_BLOCK` layers begin, how long each is and how many there are."""
+        maker = {self.picture: -1} | {layer.outputs[0]: i for i, layer in enumerate(self.layers)}
+        kinds = [
+            hash((_kind_of(layer), *(i - maker[blob] if blob != self.picture else -1 for blob in layer.inputs)))
+            for i, layer in enumerate(self.layers)
+        ]
+        best = 0, 0, 0
+        for period in range(_LEAST_BLOCK, len(kinds) // 2 + 1):
+            run = 0  # layers up to here that are as those one period before
+            for i in range(period, len(kinds) + 1):
+                if i < len(kinds) and kinds[i] == kinds[i - period]:
+                    run += 1
+                    continue
+                count = run // period + 1
+                if (count - 1) * period > (best[2] - 1) * best[1]:
+                    # Any start within what is over would do: one that few blobs cross, as after a convolution comes
+                    # what is best computed with it.
+                    starts = range(i - run - period, i - count * period + 1)
+                    best = min(starts, key=self._cost_of_cutting), period, count
+                run = 0
+        return best
+
+    def _cost_of_cutting(self, at: int) -> tuple[int, bool]:
+        """Return how bad a place to begin a block is: blobs that cross it, and whether no convolution comes next."""
+        return len(self._crossing(at)), not isinstance(self.layers[at], Convolution)
+
     def _tail_start(self) -> int:
         """Return the index of the first layer that enlarges, if convolutions follow it; else the end."""
         for i, layer in enumerate(self.layers):
@@ -100,6 +152,22 @@ class Network:
             entering={blob: self.blob_to_channels[blob] for blob in self._crossing(start) if blob in used},
             leaving=tuple(blob for blob in after if blob in made),
         )
+
+
+def _kind_of(layer: Layer) -> tuple[object, ...]:
+    """Return what *layer* computes, its blobs and the values of its weights left out."""
+    match layer:
+        case Convolution():
+            return "convolution", layer.weights.shape, layer.leaky_slope
+        case PRelu():
+            return "prelu", layer.slopes.shape
+        case WeightedSum():
+            return "sum", layer.coefficients
+        case NearestUpscale() | PixelShuffle():
+            return type(layer).__name__, layer.factor
+        case Concat():
+            return ("concat",)
+    raise AssertionError(f"a network holds no {type(layer).__name__}")
 
 
 def join(layers: Sequence[Layer]) -> Network:

@@ -29,6 +29,7 @@ from fourfold.engine.base import (
     Remark,
 )
 from fourfold.engine.compiling import note_kernels
+from fourfold.engine.full_memory import is_out_of_memory
 from fourfold.engine.sd_x4_decode import DecodeLimits
 from fourfold.engine.sd_x4_files import ModelFolder, locate_model
 from fourfold.engine.sd_x4_job import Running, decode_job, prepare, total_steps
@@ -44,14 +45,6 @@ MAX_STEP_PIXELS: Final = 2**20
 """Latent pixels of all rows of one step: beyond that a batch is no faster, only later."""
 
 _MAX_SEED: Final = 2**64 - 1
-_FULL_SIGNS: Final = (
-    "DefaultCPUAllocator",
-    "CUDA error: out of memory",  # the driver's, for a kernel's code
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "unable to find an engine to execute this computation",  # cuDNN's, when there is room for none of its workspaces
-)
-"""What exceptions say, beside those whose class says it, where memory ran out."""
 _Row = tuple[Running, int]
 
 
@@ -228,7 +221,7 @@ class StableDiffusionX4Engine:
         try:
             prepare(running, self._modules)
         except (RuntimeError, MemoryError) as exc:
-            if not _is_out_of_memory(exc):
+            if not is_out_of_memory(exc):
                 raise
             self._note_retry(running)
             prepare(running, self._modules)
@@ -255,7 +248,7 @@ class StableDiffusionX4Engine:
             yield rows, self._predict(rows, is_split=False)
             return
         except (RuntimeError, MemoryError) as exc:
-            if not _is_out_of_memory(exc):
+            if not is_out_of_memory(exc):
                 raise
         has_made_room = self._kernels.release()
         for running in _jobs(rows):
@@ -269,7 +262,7 @@ class StableDiffusionX4Engine:
             try:
                 answers = self._predict(part, is_split=is_split)
             except (RuntimeError, MemoryError) as exc:
-                if not _is_out_of_memory(exc):
+                if not is_out_of_memory(exc):
                     raise
                 yield part, exc
             else:
@@ -283,7 +276,7 @@ class StableDiffusionX4Engine:
 
     def _failed(self, running: Running, exc: BaseException) -> JobFailed:
         """Return the end of a job on which memory ran out twice; raise what is no such thing."""
-        if not _is_out_of_memory(exc):
+        if not is_out_of_memory(exc):
             raise exc
         self._short.append(MemoryRanOut(running.job.job_id, running.step_pixels, goes_on=False))
         return JobFailed(running.job.job_id, self._too_large(running, exc))
@@ -334,7 +327,7 @@ class StableDiffusionX4Engine:
         except (RuntimeError, MemoryError) as exc:
             if running.has_shrunk:
                 return [self._failed(running, exc)]
-            if not _is_out_of_memory(exc):
+            if not is_out_of_memory(exc):
                 raise
             running.has_shrunk = True
             running.done = len(running.steps) * len(running.plan.tiles)
@@ -400,8 +393,3 @@ def _jobs(rows: Sequence[_Row]) -> list[Running]:
 def _embedding(running: Running) -> torch.Tensor:
     assert running.embeddings is not None
     return running.embeddings[running.at]
-
-
-def _is_out_of_memory(exc: BaseException) -> bool:
-    """Whether *exc* says so; where it is not torch's own GPU memory that was asked for, only its text does."""
-    return isinstance(exc, MemoryError | torch.OutOfMemoryError) or any(sign in str(exc) for sign in _FULL_SIGNS)

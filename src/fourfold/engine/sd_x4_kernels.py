@@ -11,6 +11,7 @@ import torch
 
 from fourfold.engine.base import Remark
 from fourfold.engine.compiling import Compiler, NotCompiledError
+from fourfold.engine.full_memory import is_out_of_memory
 from fourfold.engine.sd_x4_text import KeysValues
 from fourfold.engine.sd_x4_unet import predict
 
@@ -96,7 +97,7 @@ class Kernels:
             recorded = self._recording(shape, kernels, sample, embedding, text, records=records)
             answers = (recorded or kernels)(sample, embedding, text)
         except NotCompiledError:
-            self._compiler.missed(shape, (sample, embedding, text))
+            self._compiler.missed(shape, lambda: (sample, embedding, text))
         except _RecordingError as exc:
             self._compiler.drop(shape)  # for good
             self._compiler.tell("compile_failed", why=f"recording {list(shape)}: {exc}"[:500])
@@ -133,9 +134,9 @@ class Kernels:
         if self._is_gpu and records and shape not in self._recorded:
             try:
                 self._recorded[shape] = Recorded(kernels, *inputs, pool=self._graph_pool)
-            except torch.OutOfMemoryError:
-                raise  # the step is tried again in less, and unrecorded
             except RuntimeError as exc:
+                if is_out_of_memory(exc):
+                    raise  # the step is tried again in less, and unrecorded
                 raise _RecordingError(str(exc)) from exc
             self._graph_pool = self._recorded[shape].pool
         return self._recorded.get(shape)
@@ -143,7 +144,7 @@ class Kernels:
     def _ask_for(self, shape: Shape, *example: Any) -> None:
         """Have *shape* compiled, if it is one to be compiled; *example*, the inputs of a call."""
         if shape.pixels <= MOST_PIXELS and self._compiler.asked < MOST_SHAPES:
-            self._compiler.ask_for(shape, example)
+            self._compiler.ask_for(shape, lambda: example)
 
     def _predict(self, shape: Shape) -> Predict:
         """Return the call that *shape* has."""

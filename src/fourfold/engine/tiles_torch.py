@@ -14,6 +14,7 @@ import torch
 from fourfold.engine.admission import check_image, halved, plan_job, window_of
 from fourfold.engine.base import SCALE, EngineCard, EngineEvent, EngineJob, Pixels8or16, Precision, RegionDone
 from fourfold.engine.compiling import note_kernels
+from fourfold.engine.full_memory import is_out_of_memory
 from fourfold.engine.halving import Computation, Computer, in_parts
 from fourfold.engine.settings import EngineSettings
 from fourfold.engine.tiles_kernels import Kind, RunsPictures, TileKernels
@@ -35,7 +36,6 @@ class TorchTilesEngine:
         settings: EngineSettings,
         make_network: Callable[[torch.dtype], RunsPictures],
         has_half: bool = True,
-        compiler: str | None = None,
     ) -> None:
         """Load nothing yet: the weights of a number type come with the first job that needs them.
 
@@ -43,7 +43,6 @@ class TorchTilesEngine:
             card: of the network, with its memory on this device.
             make_network: makes it in a number type.
             has_half: whether it computes in float16.
-            compiler: torch.compile's backend, for a network that is known to be compiled for every size at once.
         """
         self._settings = settings
         self._device = torch.device(settings.device)
@@ -52,7 +51,7 @@ class TorchTilesEngine:
         if self._device.type == "cpu":
             torch.set_num_threads(settings.threads)
         self._turns = Turns()
-        self._kernels = TileKernels(make_network, device=self._device, backend=compiler)
+        self._kernels = TileKernels(make_network, device=self._device, backend=settings.compiler)
 
     @property
     def card(self) -> EngineCard:
@@ -127,8 +126,10 @@ class TorchTilesEngine:
             self._kernels.load(kind.dtype)
             with torch.inference_mode(), _exact_float32():
                 pixels, is_compiled = self._upscale(job.image, tiles, kind, compiled=compiled)
-        except torch.OutOfMemoryError as exc:
-            raise OutOfMemoryError("the GPU has no memory left for a tile; lower worker.memory_bytes") from exc
+        except (RuntimeError, MemoryError) as exc:
+            if not is_out_of_memory(exc):
+                raise
+            raise OutOfMemoryError("the device has no memory left for a tile; lower worker.memory_bytes") from exc
         regions = [
             RegionDone(job.job_id, tile.core.left * SCALE, tile.core.top * SCALE, made)
             for tile, made in zip(tiles, pixels, strict=True)

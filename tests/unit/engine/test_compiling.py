@@ -78,7 +78,7 @@ def half_by_default() -> Iterator[Callable[[], None]]:
 
 def asked(compiler: Compiler[Factor], value: int = 3) -> Any:
     """Ask for a product, wait for it and return it."""
-    compiler.ask_for(Factor(value), [torch.ones(4)])
+    compiler.ask_for(Factor(value), lambda: [torch.ones(4)])
     compiler.settle()
     return compiler.ready(Factor(value))
 
@@ -101,7 +101,7 @@ def test_a_call_in_another_state_of_the_process_neither_compiles_nor_waits(
     """While another function is being compiled, which holds torch's lock: it would wait for that, and then compile."""
     compiler = make(held := Held(at=2))
     ready = asked(compiler)
-    compiler.ask_for(Factor(5), [torch.ones(4)])
+    compiler.ask_for(Factor(5), lambda: [torch.ones(4)])
     held.stands.wait()
     half_by_default()
 
@@ -120,7 +120,7 @@ def test_what_was_missed_is_compiled_beside_and_then_there_again(
     longer = torch.ones(6)
     with pytest.raises(NotCompiledError):
         ready(longer)
-    compiler.missed(Factor(3), [longer])
+    compiler.missed(Factor(3), lambda: [longer])
     compiler.settle()
 
     again = compiler.ready(Factor(3))
@@ -165,9 +165,9 @@ def test_closed_it_compiles_nothing_more_and_holds_nothing(make: Callable[..., C
 
     compiler = make(held := Held(at=2), function)
     asked(compiler)
-    compiler.ask_for(Factor(5), [torch.ones(4)])
+    compiler.ask_for(Factor(5), lambda: [torch.ones(4)])
     held.stands.wait()
-    compiler.ask_for(Factor(7), [torch.ones(4)])
+    compiler.ask_for(Factor(7), lambda: [torch.ones(4)])
     compiler.close()
     held.goes_on.set()
     compiler.settle()

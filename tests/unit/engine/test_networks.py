@@ -110,7 +110,7 @@ def test_float16_as_on_a_gpu_looks_the_same(compact: LocalNetwork) -> None:
     assert isinstance(engine, TorchTilesEngine)
     planes = torch.from_numpy(picture(12, 16).astype(np.float32) / 255).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        half, whole = (engine._make_network(dtype).run(planes) for dtype in (torch.float16, torch.float32))
+        half, whole = (engine._kernels._make_network(dtype).run(planes) for dtype in (torch.float16, torch.float32))
 
     assert half.dtype == torch.float32
     assert 0 < (half - whole).abs().max() < 0.02

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from fourfold.engine import pieces, registry
 from fourfold.engine.ncnn_files import Convolution, Copy, Input, NearestUpscale, read_network
 from fourfold.engine.pieces import join
+from fourfold.engine.weights import read_weights
 from fourfold.errors import ModelUnavailableError
 
 
@@ -122,3 +124,17 @@ def test_the_shipped_network_is_cut_into_equal_work() -> None:
     assert tail is not None and tail.reach_px == 2
     assert MODEL_TO_TUNING[model_id].parts == len(body)
     assert max(work) <= 1.4 * min(work)
+
+
+def test_equal_blocks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six in an embedded network: one blob enters each, and all compute the same; at both ends is what is left."""
+    card = registry.card("fourfold/realesrgan-x4plus-anime")
+    network = join(read_network(*(read_weights(file) for file in card.weights)))
+    first, *blocks, last = network.by_blocks()
+
+    assert network.layers == tuple(layer for piece in (first, *blocks, last) for layer in piece.layers)
+    assert [(len(piece.layers), list(piece.entering.values())) for piece in blocks] == [(31, [64])] * 6
+    assert len({network.alike(piece) for piece in blocks}) == 1
+    assert len({network.alike(piece) for piece in (first, blocks[0], last)}) == 3
+    monkeypatch.setattr(pieces, "_LEAST_BLOCK", 100)
+    assert network.by_blocks() == (network.whole(),)

@@ -115,11 +115,19 @@ def test_what_does_not_fit_is_refused_and_what_is_no_picture_too() -> None:
     assert not engine.busy
 
 
-def test_a_full_gpu_fails_the_job_and_not_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_full_memory_fails_the_job_and_not_the_next_one(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load_realesrgan_engine(registry.card(COMPACT), settings=SETTINGS)
 
     def full(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     with monkeypatch.context() as broken:
         broken.setattr(TorchNetwork, "run", full)

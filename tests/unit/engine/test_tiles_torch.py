@@ -1,11 +1,13 @@
 """An engine of torch compiles its network beside its jobs, once for windows of every size; here for a tiny network.
 
 ``eager``, as torch calls the compiler that does nothing after tracing, serves: what sizes kernels hold for is decided
-before. With ``inductor`` on a CPU, the embedded networks' pictures were the eager ones to the bit, in windows of five
+before. With ``inductor`` on a CPU, the embedded networks' pictures were the eager ones to the bit, in windows of four
 sizes by one compilation.
 """
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +20,7 @@ pytest.importorskip("torch", reason="needs the [diffusion] extra")
 
 import torch
 
-from fourfold.engine import registry, tiles_torch
+from fourfold.engine import pieces, registry, tiles_torch
 from fourfold.engine.base import EngineJob, JobDone, RegionDone, Remark
 from fourfold.engine.compiling import Compiler
 from fourfold.engine.ncnn_files import (
@@ -30,10 +32,9 @@ from fourfold.engine.ncnn_files import (
     PRelu,
     WeightedSum,
 )
-from fourfold.engine.pieces import join
+from fourfold.engine.pieces import Network, join
 from fourfold.engine.realesrgan_torch import TorchNetwork
 from fourfold.engine.settings import EngineSettings
-from fourfold.engine.tiles_kernels import TileKernels
 from fourfold.engine.tiles_torch import TorchTilesEngine
 
 #: Small tiles; torch on a CPU makes other kernels for windows of less than 20,480 numbers.
@@ -61,14 +62,35 @@ NETWORK = join(
 )
 
 
+#: Four equal blocks of two layers, between a beginning and an end that also reads the picture and the first of them.
+BLOCKS = join(
+    [
+        Input(("picture",)),
+        convolution("picture", "0", (4, 3)),
+        *(
+            layer
+            for i in range(4)
+            for layer in (
+                convolution(str(i), f"inside {i}", (4, 4), 0.2),
+                WeightedSum((str(i), f"inside {i}"), (str(i + 1),), (1.0, 0.5)),
+            )
+        ),
+        WeightedSum(("0", "4"), ("body",), (1.0, 1.0)),
+        convolution("body", "d", (48, 4)),
+        PixelShuffle(("d",), ("e",), 4),
+        NearestUpscale(("picture",), ("f",), 4),
+        WeightedSum(("f", "e"), ("g",), (1.0, 0.2)),
+    ]
+)
+
+
 @contextmanager
-def compiling(compiler: str | None = "eager") -> Iterator[TorchTilesEngine]:
+def compiling(compiler: str | None = "eager", network: Network = NETWORK) -> Iterator[TorchTilesEngine]:
     """Yield an engine that compiles; its thread has ended afterwards."""
     engine = TorchTilesEngine(
         CARD,
-        settings=EngineSettings(threads=1),
-        make_network=lambda dtype: TorchNetwork(NETWORK, device=torch.device("cpu"), dtype=dtype),
-        compiler=compiler,
+        settings=EngineSettings(threads=1, compiler=compiler),
+        make_network=lambda dtype: TorchNetwork(network, device=torch.device("cpu"), dtype=dtype),
     )
     yield engine
     engine.close()
@@ -151,11 +173,27 @@ def test_one_compilation_serves_every_size(monkeypatch: pytest.MonkeyPatch) -> N
     with compiling() as engine:
         run(engine, images[0])
         settled(engine)
-        monkeypatch.setattr(TileKernels, "_enlarge", lambda *_: pytest.fail("an eager kernel, or another compilation"))
+        monkeypatch.setattr(Compiler, "_compile", lambda *_: pytest.fail("another compilation"))
         made = [run(engine, image) for image in images]
 
     assert [notes["kernels"] for _, notes, _ in made] == ["compiled"] * len(sizes)
     assert [told for *_, told in made] == [["kernels_ready"], [], [], []]
+    assert all(np.array_equal(ours, theirs) for (ours, *_), theirs in zip(made, expected, strict=True))
+
+
+def test_equal_blocks_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with its own weights; what is before and after them on its own."""
+    monkeypatch.setattr(pieces, "_LEAST_BLOCK", 2)
+    images = [picture(100, 100), picture(90, 120)]
+    with compiling(None, BLOCKS) as eager:
+        expected = [run(eager, image)[0] for image in images]
+    with compiling(network=BLOCKS) as engine:
+        run(engine, images[0])
+        remarks = settled(engine)._kernels.remarks()
+        made = [run(engine, image) for image in images]
+
+    assert [remark.facts["stage"] for remark in remarks] == [0, 1, 5]
+    assert [notes["kernels"] for _, notes, _ in made] == ["compiled"] * 2
     assert all(np.array_equal(ours, theirs) for (ours, *_), theirs in zip(made, expected, strict=True))
 
 
@@ -173,6 +211,19 @@ def test_several_tiles_at_once_have_kernels_of_their_own(dtype: Any, pixels_a_st
     assert (first["tiles"], first["kernels"]) == (3, "eager")
     assert (notes["kernels"], told) == ("compiled", ["kernels_ready"] * 2)
     assert np.array_equal(made, expected)
+
+
+def test_a_closed_engine_holds_no_weights() -> None:
+    """Neither does torch for what it compiled, nor does it take a collection to see that."""
+    with compiling() as engine:
+        run(engine, picture(100, 100))
+        run(settled(engine), picture(100, 100))
+        alive = weakref.ref(engine._kernels._dtype_to_network[torch.float32].stages[0].weights[0])
+        gc.disable()
+    try:
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_a_window_that_kernels_do_not_hold_for_is_eager_once() -> None:
