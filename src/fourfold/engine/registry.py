@@ -138,6 +138,7 @@ _LANCZOS = replace(
     aliases=("lanczos",),
     size_rules=SizeRules(),
     margin_px=3,
+    core_px=64,  # so small a margin makes small tiles no slower
     fixed_bytes=0,
     running_bytes=20_000_000,
     bytes_per_input_pixel=300,

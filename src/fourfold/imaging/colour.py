@@ -16,7 +16,8 @@ _HOW: Final = {"intent": "relative", "black_point_compensation": True}
 _SAME_LEVELS: Final = 1.0
 #: Rec. 709: sum 1, so that a neutral pixel stays as it is.
 _LUMA: Final = (0.2126, 0.7152, 0.0722)
-_PROFILE_BYTES: Final = 4 * 2**20
+#: A PNG whose profile is larger is refused by Pillow, and so by most of what opens it in Python.
+_PROFILE_BYTES: Final = 2**20
 _LOOKED_AT: Final = 1_000_000
 #: Light of a channel, 0 .. 1, that is two of 255 levels beyond sRGB's ends; less is rounding.
 _BELOW: Final = -2 / 255 / 12.92
@@ -45,9 +46,12 @@ def to_srgb(image: Any, depth: int) -> tuple[Any, bool]:
     kind = space(image)
     converted = None
     if kind == "cmyk" or _needs(image, kind):
-        converted = _import(image, kind, depth)
+        converted = _import(image, depth)
     is_converted = converted is not None
-    image = image if converted is None else converted
+    if converted is not None:
+        image = converted
+    elif kind == "cmyk":
+        image, kind = _from_inks(image), "rgb"
     wanted, sample = ("rgb16", "ushort") if depth == 16 else ("srgb", "uchar")
     if image.interpretation == wanted and image.format == sample and image.bands == 3:
         return image, is_converted
@@ -146,11 +150,20 @@ def at_depth(image: Any, depth: int) -> Any:
     return (image.cast("ushort") * 257).cast("ushort")
 
 
-def _import(image: Any, kind: str, depth: int) -> Any | None:
+def _from_inks(image: Any) -> Any:
+    """Return CMYK whose inks no profile describes as every browser shows it: each ink takes away its own light."""
+    peak = 255 if bits(image) == 8 else 65_535
+    light = (image * -1 + peak) / peak
+    made = light.extract_band(0, n=3) * light.extract_band(3) * peak
+    return made.rint().cast(image.format).copy(interpretation="srgb" if peak == 255 else "rgb16")
+
+
+def _import(image: Any, depth: int) -> Any | None:
     """Return *image* converted by its profile to sRGB, None if the profile cannot do that."""
-    fallback = {"input_profile": "cmyk"} if kind == "cmyk" else {}
+    if not image.get_typeof("icc-profile-data"):
+        return None
     try:
-        return image.icc_transform("srgb", embedded=True, depth=depth, **fallback, **_HOW)
+        return image.icc_transform("srgb", embedded=True, depth=depth, **_HOW)
     except pyvips.Error:
         return None
 

@@ -1,5 +1,6 @@
 """Checks of a file's structure that libvips leaves undone: is all of it there, and is it no trap."""
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -25,17 +26,24 @@ _TIFF_PARTS: Final = 4_000_000
 _TIFF_COMPRESSIONS: Final = frozenset({1, 2, 3, 4, 5, 7, 8, 32946, 32771, 32773, 50001})
 _TIFF_BITS: Final = frozenset({1, 2, 4, 8, 16})
 _BITS, _COMPRESSION, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 259, 262, 338, 339
+_SAMPLES, _PLANES, _INKS = 277, 284, 332
+_RGB, _SEPARATED, _YCBCR = 2, 5, 6
+_JPEG_IN_TIFF, _OTHER_INKS, _PLANES_APART = 7, 2, 2
 #: Grey (two), RGB, palette, CMYK, YCbCr; not a camera's raw values, and not CIELAB, of which libvips reads some kinds.
 _TIFF_COLOURS: Final = frozenset({0, 1, 2, 3, 5, 6})
 _TIFF_TAGS: Final = frozenset(
     {_STRIP_OFFSETS, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES}
-    | {_BITS, _COMPRESSION, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT}
+    | {_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANES, _INKS, _EXTRA_SAMPLES, _SAMPLE_FORMAT}
 )
 _UNSIGNED: Final = 1
 _JPEG_FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _JPEG_LS: Final = 0xF7
+_JPEG_MARKER: Final = re.compile(rb"\xff([^\x00\xff])")
+_JPEG_SEGMENTS: Final = 10_000
+_JPEG_STRAY_BYTES: Final = 4096
+_JPEG_PIXELS, _JPEG_END, _JFIF = 0xDA, 0xD9, 0xE0
 _GIF_BLOCKS: Final = 100_000  #: before the first frame
-_PNG_KEPT: Final = (b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"eXIf")
+_PNG_KEPT: Final = (b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"eXIf", b"acTL")
 
 
 def check(path: Path, kind: str) -> None:
@@ -89,7 +97,8 @@ def _inflated_bytes(content: bytes, *, most: int) -> int:
 
 
 def png_facts(path: Path) -> dict[bytes, bytes]:
-    """Return the chunks of a sound PNG, by their names, that say what its colours mean and which way is up.
+    """Return the chunks of a sound PNG, by their names, that say what its colours mean, which way is up, and how
+    many frames there are.
 
     libvips reads only those before the pixels, and of the colours only the profile.
     """
@@ -109,19 +118,55 @@ def png_facts(path: Path) -> dict[bytes, bytes]:
 def check_jpeg(path: Path) -> None:
     """Refuse samples of more than 8 bits and JPEG-LS: libjpeg-turbo calls them damaged."""
     with path.open("rb") as file:
-        file.seek(2)
-        while len(head := file.read(4)) == 4 and head[0] == 0xFF:
-            marker, length = head[1], int.from_bytes(head[2:], "big")
-            if marker == 0xFF:  # a fill byte
-                file.seek(-3, 1)
-                continue
+        for marker, start, _ in _jpeg_segments(file):
             if marker in _JPEG_FRAMES:
+                file.seek(start + 4)
                 bits = file.read(1)
                 if marker == _JPEG_LS or bits not in (b"\x08", b""):
                     what = "JPEG-LS" if marker == _JPEG_LS else f"a JPEG of {bits[0]} bits a sample"
                     raise UnsupportedFormatError(f"{what} is not read here; send a JPEG of 8 bits, or a PNG of 16")
                 return
-            file.seek(length - 2, 1)
+
+
+def tidied_jpeg(path: Path) -> bytes | None:
+    """Return a JPEG without what libjpeg warns of though no pixel suffers, None where there is nothing of that.
+
+    Which is stray bytes before a segment, and a revision of JFIF that does not exist: some cameras and editors write
+    them, and every viewer shows the picture. The same warnings about the pixels themselves are damage.
+    """
+    with path.open("rb") as file:
+        segments = list(_jpeg_segments(file))
+        if not segments or segments[-1][0] != _JPEG_PIXELS:
+            return None
+        kept, place, is_untidy = [b"\xff\xd8"], 2, False
+        for marker, start, length in segments:
+            file.seek(place)
+            is_untidy |= bool(file.read(start - place).strip(b"\xff"))
+            segment = file.read(length)
+            if marker == _JFIF and segment[4:9] == b"JFIF\0" and segment[9:10] != b"\x01":
+                segment, is_untidy = segment[:9] + b"\x01" + segment[10:], True
+            kept.append(segment)
+            place = start + length
+        return b"".join([*kept, file.read()]) if is_untidy else None
+
+
+def _jpeg_segments(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, place and length of each segment up to where the pixels begin, found as libjpeg finds them."""
+    place = 2
+    for _ in range(_JPEG_SEGMENTS):
+        file.seek(place)
+        found = _JPEG_MARKER.search(file.read(_JPEG_STRAY_BYTES))
+        if found is None:
+            return
+        marker, start = found[1][0], place + found.start()
+        file.seek(start + 2)
+        length = int.from_bytes(file.read(2), "big") + 2
+        if marker == _JPEG_END or length < 4:
+            return
+        yield marker, start, length
+        if marker == _JPEG_PIXELS:
+            return
+        place = start + length
 
 
 def gif_frame(path: Path) -> tuple[int, int, int, int] | None:
@@ -189,6 +234,18 @@ def _check_tiff_samples(tags: dict[int, list[int]]) -> None:
         raise UnsupportedFormatError(
             f"a TIFF of {bits} bits a sample, {kind}, is not read here; convert it to 16 bits, unsigned"
         )
+    is_apart = _first(tags, _PLANES) == _PLANES_APART and _first(tags, _SAMPLES) > 1
+    if photometric == _YCBCR and compression != _JPEG_IN_TIFF:
+        what = "YCbCr without JPEG"  # libvips would show the numbers as RGB
+    elif photometric == _SEPARATED and _first(tags, _INKS) == _OTHER_INKS:
+        what = "other inks than CMYK"
+    elif is_apart and (_TILE_OFFSETS in tags or photometric not in (_RGB, _SEPARATED)):
+        what = "planes that lie apart, in tiles or of grey"  # libvips would mix them up
+    elif bits < 8 and _first(tags, _SAMPLES) > 1:
+        what = f"several samples of {bits} bits a pixel"
+    else:
+        return
+    raise UnsupportedFormatError(f"a TIFF of {what} is not read here; write it as RGB of 8 or 16 bits, interleaved")
 
 
 def _first(tags: dict[int, list[int]], tag: int) -> int:

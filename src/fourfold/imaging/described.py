@@ -45,6 +45,8 @@ _BRADFORD: Final = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367
 _DEEPEST: Final = 3  #: boxes that colr lies in
 _BOXES: Final = 1_000
 _MONOCHROME: Final = 0x10  #: of the third byte of an AV1 configuration
+_FULL_RANGE: Final = 0x80  #: of an nclx box's last byte
+_SEQUENCE_HEADER: Final = b"\x0a"  #: an OBU of AV1, with its size
 
 
 def of_png(chunks: Mapping[bytes, bytes], *, is_grey: bool) -> bytes | None:
@@ -85,6 +87,50 @@ def is_grey(path: Path) -> bool:
     return bool(flags) and all(flags)
 
 
+def is_limited(path: Path) -> bool:
+    """Whether a grey AVIF is stored as television has it, black at 16 and white at 235 of 255.
+
+    The file's nclx box says it, or where there is none AV1's own header, of a still picture at the file's first place.
+    """
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        for name, content in _properties(file, 0, size, depth=0):
+            if name == b"colr" and content[:4] == b"nclx" and len(content) > 10:
+                return not content[10] & _FULL_RANGE
+        for name, start, _ in _boxes(file, 0, size):
+            if name == b"mdat":
+                file.seek(start)
+                return _is_limited(file.read(64))
+    return False
+
+
+def _is_limited(data: bytes) -> bool:
+    """Return what AV1's sequence header at the start of *data* says of a grey still picture; False where it is none.
+
+    Source: AV1 bitstream specification, 5.5.1 and 5.5.2, for reduced_still_picture_header.
+    """
+    data = data.removeprefix(b"\x12\0")  # a temporal delimiter
+    bits = "".join(f"{byte:08b}" for byte in data[2:].ljust(64, b"\0"))
+    if data[:1] != _SEQUENCE_HEADER or bits[3:5] != "11":
+        return False
+    profile = int(bits[:3], 2)
+    across, down = int(bits[10:14], 2) + 1, int(bits[14:18], 2) + 1
+    at = 18 + across + down + 6  # six tools
+    is_deep = bits[at : at + 1] == "1"
+    at += 2 if profile == 2 and is_deep else 1
+    if profile == 1 or bits[at : at + 1] != "1":  # not grey
+        return False
+    at += 26 if bits[at + 1 : at + 2] == "1" else 2
+    return bits[at : at + 1] == "0"
+
+
+def holds(path: Path, name: bytes) -> bool:
+    """Whether an item of a HEIF has a property called *name*; also where no items are to be found."""
+    with path.open("rb") as file:
+        names = {found for found, _ in _properties(file, 0, path.stat().st_size, depth=0)}
+    return name in names or not names
+
+
 def of_boxes(path: Path, *, is_grey: bool = False) -> bytes | None:
     """Return the profile that the first nclx box of an AVIF or HEIC describes, None where there is none or it is sRGB.
 
@@ -101,6 +147,17 @@ def of_boxes(path: Path, *, is_grey: bool = False) -> bytes | None:
 
 def _properties(file: BinaryIO, start: int, stop: int, *, depth: int) -> Iterator[tuple[bytes, bytes]]:
     """Yield name and first bytes of the properties of a picture's items: meta, iprp, ipco and what is in it."""
+    for name, inner, end in _boxes(file, start, stop):
+        if depth == _DEEPEST:
+            file.seek(inner)
+            yield name, file.read(min(16, end - inner))
+        elif name == (b"meta", b"iprp", b"ipco")[depth]:
+            version = 4 if name == b"meta" else 0
+            yield from _properties(file, inner + version, end, depth=depth + 1)
+
+
+def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, first byte and end of what is in each box from *start* to *stop*."""
     for _ in range(_BOXES):
         if start + 8 > stop:
             return
@@ -112,13 +169,7 @@ def _properties(file: BinaryIO, start: int, stop: int, *, depth: int) -> Iterato
         length = length or stop - start
         if length < inner:
             return
-        end = min(start + length, stop)
-        if depth == _DEEPEST:
-            file.seek(start + inner)
-            yield name, file.read(min(16, end - start - inner))
-        elif name == (b"meta", b"iprp", b"ipco")[depth]:
-            version = 4 if name == b"meta" else 0
-            yield from _properties(file, start + inner + version, end, depth=depth + 1)
+        yield name, start + inner, min(start + length, stop)
         start += length
 
 

@@ -123,10 +123,18 @@ def _decode_bmp(path: Path) -> _Decoded:
 
 
 def _open_bmp(path: Path) -> AbstractContextManager[Any]:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     Image.MAX_IMAGE_PIXELS = None  # the limits are ours, and stand in the header's check
-    return Image.open(path, formats=("BMP",))
+    try:
+        return Image.open(path, formats=("BMP",))
+    except UnidentifiedImageError:
+        raise
+    except OSError as exc:
+        raise UnsupportedFormatError(
+            "a BMP written in this way is not read here, if its header is not damaged; save it as PNG, or as a BMP "
+            "of 24 bits"
+        ) from exc
 
 
 def _open_heic(path: Path) -> Any:
@@ -137,6 +145,8 @@ def _open_heic(path: Path) -> Any:
 
 
 def _heic_header(path: Path) -> Header:
+    if not described.holds(path, b"hvcC"):
+        raise UnsupportedFormatError("a HEIF that is no HEVC inside is not read here; send HEIC, AVIF, JPEG or PNG")
     found, image = _open_heic(path)
     bits = image.info.get("bit_depth", 8)
     bands = 1 if image.mode.startswith("L") else 4 if "A" in image.mode.upper() else 3

@@ -17,6 +17,8 @@ _TIFF_HEADS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _FRAMES: Final = 2_000
 #: A line of libvips with one of these names a file of ours.
 _SEPARATOR: Final = re.compile(r"[/\\]")
+_TV_BLACK: Final = 16
+_TV_SPAN: Final = 219
 #: What TIFF calls a band of transparency: colours multiplied by it, or not.
 _ALPHA: Final = (1, 2)
 
@@ -56,9 +58,12 @@ def sniff(path: Path) -> str:
 
 def load(path: Path, kind: str) -> Any:
     """Open *path* lazily as *kind*, to be read once, top to bottom; a damaged header raises InvalidImageError."""
-    # libtiff warns of every private tag it does not know, so there a warning is no damage.
-    fail_on = "error" if kind == "tiff" else "warning"
+    # libtiff warns of every private tag it does not know, libnsgif of what follows the first frame: no damage.
+    fail_on = "error" if kind in ("tiff", "gif") else "warning"
+    tidied = containers.tidied_jpeg(path) if kind == "jpeg" else None
     try:
+        if tidied is not None:
+            return pyvips.Image.jpegload_buffer(tidied, access="sequential", fail_on=fail_on)
         loader = getattr(pyvips.Image, f"{_KIND_TO_LOADER.get(kind, kind)}load")
         return loader(str(path), access="sequential", fail_on=fail_on)
     except pyvips.Error as exc:
@@ -81,16 +86,14 @@ def open_picture(path: Path, kind: str) -> tuple[Any, tuple[str, ...]]:
     if kind == "png":
         facts = containers.png_facts(path)
         profile = described.of_png(facts, is_grey=image.bands <= 2)
-        if b"eXIf" in facts and not image.get_typeof("exif-data"):
-            image = image.copy()
-            image.set_type(pyvips.GValue.blob_type, "exif-data", exif.PREFIX + facts[b"eXIf"])
-            image.set_type(pyvips.GValue.gint_type, "orientation", exif.orientation(facts[b"eXIf"]))
+        image = _with_facts(image, facts)
     elif kind == "gif":
         image = _on_canvas(image, containers.gif_frame(path))
     elif kind == "avif":
         embedded = image.get("icc-profile-data") if image.get_typeof("icc-profile-data") else None
         # A profile for colours is not for grey; then what libvips made of it stays.
         is_grey = (embedded is None or embedded[16:20] == b"GRAY") and described.is_grey(path)
+        image = _at_full_scale(image, is_limited=described.is_grey(path) and described.is_limited(path))
         image = _as_grey(image) if is_grey else image
         profile = described.of_boxes(path, is_grey=is_grey) if embedded is None else None
     elif kind == "tiff":
@@ -131,7 +134,7 @@ def _header(path: Path, kind: str) -> Header:
     """Return what the header of a file says that libvips reads."""
     containers.check(path, kind)
     image, _ = open_picture(path, kind)
-    frames = image.get("n-pages") if "n-pages" in image.get_fields() else 1
+    frames = image.get("n-pages") if image.get_typeof("n-pages") else 1
     # Orientations 5 to 8 lie on their side.
     width, height = (image.height, image.width) if orientation(image) >= 5 else (image.width, image.height)
     if image.format not in _BITS or not 1 <= image.bands <= 5:
@@ -139,6 +142,18 @@ def _header(path: Path, kind: str) -> Header:
             f"expected 1 to 5 bands of 8 or 16 bits, got {image.bands} of {image.format}; convert it to 16 bits"
         )
     return Header(kind, width, height, image.bands, _BITS[image.format], frames)
+
+
+def _with_facts(image: Any, facts: dict[bytes, bytes]) -> Any:
+    """Return a PNG's *image* with its orientation, wherever that stands, and the number of its frames."""
+    image = image.copy()
+    if b"acTL" in facts:
+        frames = int.from_bytes(facts[b"acTL"][:4], "big")
+        image.set_type(pyvips.GValue.gint_type, "n-pages", max(1, min(frames, _FRAMES)))
+    if b"eXIf" in facts and not image.get_typeof("exif-data"):
+        image.set_type(pyvips.GValue.blob_type, "exif-data", exif.PREFIX + facts[b"eXIf"])
+        image.set_type(pyvips.GValue.gint_type, "orientation", exif.orientation(facts[b"eXIf"]))
+    return image
 
 
 def _without_extra_bands(image: Any, meanings: list[int]) -> tuple[Any, int]:
@@ -168,6 +183,25 @@ def _on_canvas(image: Any, frame: tuple[int, int, int, int] | None) -> Any:
     return image.bandjoin(mask).copy(interpretation=image.interpretation)
 
 
+def _at_full_scale(image: Any, *, is_limited: bool) -> Any:
+    """Return an AVIF's *image* with a white that is white: libvips shifts 10 and 12 bits to the left.
+
+    Args: *is_limited*, the colours, all grey, are stored as television has them, 16 .. 235 of 255, and libheif left
+        them so.
+    """
+    if image.format == "uchar" and not is_limited:
+        return image
+    depth = image.get("bits-per-sample") if image.get_typeof("bits-per-sample") else 8
+    unit = 256 >> (depth - 8) if image.format == "ushort" else 1
+    white = (2**depth - 1) * unit
+    peak = 65_535 if image.format == "ushort" else 255
+    black, span = (_TV_BLACK << (depth - 8), _TV_SPAN << (depth - 8)) if is_limited else (0, 2**depth - 1)
+    bands = image.bands - image.hasalpha()
+    gains = [peak / (span * unit)] * bands + [peak / white] * (image.bands - bands)
+    offsets = [-black * peak / span] * bands + [0] * (image.bands - bands)
+    return image.linear(gains, offsets).rint().cast(image.format).copy(interpretation=image.interpretation)
+
+
 def _as_grey(image: Any) -> Any:
     """Return one of an image's three equal colours, and its transparency."""
     grey = image.extract_band(0)
@@ -178,7 +212,7 @@ def _as_grey(image: Any) -> Any:
 
 def orientation(image: Any) -> int:
     """Return the orientation tag's value, 1 .. 8; 1 where there is none."""
-    value = image.get("orientation") if "orientation" in image.get_fields() else 1
+    value = image.get("orientation") if image.get_typeof("orientation") else 1
     return value if 1 <= value <= 8 else 1
 
 

@@ -85,7 +85,7 @@ def resolution(recipe: Recipe, options: OutputOptions) -> tuple[float, float] | 
 def attach(image: Any, blocks: dict[str, bytes], *, kind: str) -> Any:
     """Return *image* with nothing but *blocks* as its metadata, for a file of *kind*; its profile stays."""
     image = image.copy()
-    for field in image.get_fields():
+    for field in _field_names(image):
         if field in _FIELDS.values() or field.startswith(("exif-", "png-comment", "orientation", "jpeg-thumbnail")):
             image.remove(field)
     for name, data in blocks.items():
@@ -100,7 +100,7 @@ def _blocks(image: Any) -> dict[str, bytes]:
     found = {name: bytes(image.get(field)) for name, field in _FIELDS.items() if image.get_typeof(field)}
     if "iptc" in found:
         found["iptc"] = _bare_iptc(found["iptc"])
-    for field in image.get_fields():
+    for field in _field_names(image):
         if field.startswith("png-comment-") and field.endswith(_PNG_IPTC):
             digits = "".join(str(image.get(field)).split()[2:])
             try:
@@ -108,6 +108,17 @@ def _blocks(image: Any) -> dict[str, bytes]:
             except ValueError:
                 continue
     return {name: data for name, data in found.items() if data}
+
+
+def _field_names(image: Any) -> list[str]:
+    """Return the names of what stands beside the pixels; pyvips fails at a PNG's, which may be Latin-1."""
+    names = pyvips.vips_lib.vips_image_get_fields(image.pointer)
+    found: list[str] = []
+    while (name := names[len(found)]) != pyvips.ffi.NULL:
+        found.append(pyvips.ffi.string(name).decode("utf-8", "replace"))
+        pyvips.glib_lib.g_free(name)
+    pyvips.glib_lib.g_free(names)
+    return found
 
 
 def _bare_iptc(data: bytes) -> bytes:

@@ -74,6 +74,14 @@ def test_a_tight_budget_makes_cores_smaller_than_the_card_wants_and_says_so() ->
     assert notes["warnings"] == ["the memory budget of 2710000 bytes allows only small tiles, which is slower"]
 
 
+@pytest.mark.parametrize("size", [(320, 240), (529, 529), (600, 372), (4000, 3000)])
+def test_lanczos_blames_no_budget_for_tiles_that_are_small_anyway(size: tuple[int, int]) -> None:
+    """Its tiles fit a cache, and its margin is three pixels."""
+    _, notes = plan_job(card("fourfold/lanczos"), *size, budget_bytes=10**10)
+
+    assert "warnings" not in notes
+
+
 def test_what_does_not_fit_even_in_the_smallest_tiles_is_refused() -> None:
     """The message says how much it would take."""
     needed = CARD.peak_bytes(84 * 84)

@@ -1,16 +1,18 @@
 """Files that say in numbers, late or by tags what libvips does not read: they keep their appearance all the same."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pyvips
 from PIL import Image
 
 from fourfold.config import LimitSettings
-from fourfold.errors import UnsupportedFormatError
-from fourfold.imaging import describe, files, formats
+from fourfold.errors import InvalidImageError, UnsupportedFormatError
+from fourfold.imaging import containers, describe, described, files, formats
 from fourfold.imaging.fidelity import Measures
 
 LIMITS = LimitSettings()
@@ -45,7 +47,17 @@ def tiff(path: Path, pixels: np.ndarray, **tags: tuple[int, ...]) -> Path:
     data = pixels.tobytes()
     shorts = {256: (width,), 257: (height,), 258: (8,) * bands, 259: (1,), 262: (2,), 277: (bands,), 278: (height,)}
     shorts |= {
-        {"photometric": 262, "extra": 338, "compression": 259, "kind": 339, "bits": 258}[k]: v for k, v in tags.items()
+        {
+            "photometric": 262,
+            "extra": 338,
+            "compression": 259,
+            "kind": 339,
+            "bits": 258,
+            "planes": 284,
+            "inks": 332,
+            "tiles": 324,
+        }[k]: v
+        for k, v in tags.items()
     }
     entries, heap = [], b""
     start = 8 + len(data)
@@ -212,6 +224,11 @@ def test_the_transparency_is_the_band_that_says_so(tmp_path: Path) -> None:
         ({"compression": (34712,)}, "method 34712"),
         ({"kind": (3,)}, "floating-point"),
         ({"bits": (12, 12, 12)}, "12 bits"),
+        ({"bits": (4, 4, 4)}, "several samples of 4 bits"),
+        ({"photometric": (6,)}, "YCbCr without JPEG"),
+        ({"photometric": (5,), "inks": (2,)}, "other inks"),
+        ({"photometric": (1,), "planes": (2,)}, "planes that lie apart"),
+        ({"planes": (2,), "tiles": (8,)}, "planes that lie apart"),
     ],
 )
 def test_a_tiff_that_is_written_in_another_way_is_unsupported_not_damaged(tmp_path: Path, tags, words: str) -> None:
@@ -228,3 +245,112 @@ def test_a_jpeg_of_another_kind_is_unsupported_not_damaged(tmp_path: Path, frame
 
     with pytest.raises(UnsupportedFormatError, match=words):
         formats.inspect(path, LIMITS)
+
+
+def jpeg(*, stray: bytes = b"", revision: bytes = b"\1\1") -> bytes:
+    """Return a JPEG with *stray* bytes before its first table, and that *revision* of JFIF."""
+    stream = io.BytesIO()
+    Image.fromarray(ramps()).save(stream, "jpeg", quality=95)
+    data = stream.getvalue()
+    return data[:11] + revision + data[13:20] + stray + data[20:]
+
+
+@pytest.mark.parametrize("odd", [{"stray": b"\0\xff\0ab"}, {"stray": b"\xff\xff"}, {"revision": b"\2\1"}])
+def test_a_jpeg_whose_header_alone_is_odd_is_taken(tmp_path: Path, odd: dict[str, bytes]) -> None:
+    """Every viewer shows it, and no pixel suffers; libjpeg's warnings about pixels stay damage."""
+    (tmp_path / "a.jpg").write_bytes(jpeg(**odd))
+    (tmp_path / "whole.jpg").write_bytes(jpeg())
+    (tmp_path / "cut.jpg").write_bytes(jpeg(**odd)[:-60])
+
+    pixels = [formats.load(tmp_path / name, "jpeg").numpy() for name in ("a.jpg", "whole.jpg")]
+
+    assert np.array_equal(*pixels)
+    with pytest.raises(InvalidImageError):
+        files.open_canvas(tmp_path / "cut.jpg", tmp_path, LIMITS)
+
+
+@pytest.mark.parametrize("head", [b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\0\1", b"\xff\xd8\xff\xe0\0\4ab\xff\xd9"])
+def test_a_jpeg_without_pixels_has_nothing_to_tidy(tmp_path: Path, head: bytes) -> None:
+    (tmp_path / "a.jpg").write_bytes(head)
+
+    assert containers.tidied_jpeg(tmp_path / "a.jpg") is None
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_inks_without_a_profile_look_as_in_a_browser(tmp_path: Path, depth: int) -> None:
+    """Each takes away its own light, as Pillow has it; with a profile, its colours count (test_matrix.py)."""
+    inks = np.dstack([ramps(), ramps()[::-1, :, 0] // 2])
+    image = pyvips.Image.new_from_array(inks).copy(interpretation="cmyk")
+    if depth == 16:
+        image = (image.cast("ushort") * 257).cast("ushort").copy(interpretation="cmyk")
+    image.tiffsave(str(tmp_path / "a.tif"), compression="deflate")
+
+    seen_pixels = np.array(files.open_canvas(tmp_path / "a.tif", tmp_path, LIMITS).canvas.read())
+
+    shown = np.asarray(Image.fromarray(inks, "CMYK").convert("RGB"))
+    assert np.abs(seen_pixels / (257 if depth == 16 else 1) - shown).max() <= 1
+
+
+@pytest.mark.parametrize("has_box", [True, False])
+@pytest.mark.parametrize("stored", ["limited", "full"])
+def test_a_grey_avif_is_as_bright_as_it_was(tmp_path: Path, stored: str, has_box: bool) -> None:
+    """Also where black is stored as 16 and white as 235, which a box or AV1 itself says."""
+    ramp = np.tile(np.arange(0, 256, 4, np.uint8), (16, 1))
+    Image.fromarray(ramp).save(tmp_path / "a.avif", quality=100, range=stored)
+    data = (tmp_path / "a.avif").read_bytes()
+    (tmp_path / "a.avif").write_bytes(data if has_box else data.replace(b"colr", b"free"))
+
+    pixels = np.array(files.open_canvas(tmp_path / "a.avif", tmp_path, LIMITS).canvas.read())[..., 0]
+
+    assert np.abs(pixels.astype(int) - ramp).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x12\0\x0a", b"\x0a\x07\x39" + b"\xff" * 20, b"\x0a\x0b" + bytes(20), b"\x32\x07\x19"]
+)
+def test_av1_that_is_no_grey_still_is_not_limited(data: bytes) -> None:
+    """Cut off, in colour, of a film, or no header at all."""
+    assert not described._is_limited(data)
+
+
+def test_white_is_white_in_an_avif_of_ten_bits(tmp_path: Path) -> None:
+    """The loader shifts samples to the left; an alpha that is not quite full would not be dropped as opaque."""
+    white = pyvips.Image.black(16, 16, bands=4) + 65_535
+    white.cast("ushort").copy(interpretation="rgb16").heifsave(
+        str(tmp_path / "a.avif"), compression="av1", bitdepth=10, lossless=True
+    )
+
+    opened = files.open_canvas(tmp_path / "a.avif", tmp_path, LIMITS)
+
+    assert opened.recipe.intake.alpha == "opaque"
+    assert np.array(opened.canvas.read()).min() >= 65_500
+
+
+def test_a_profile_that_pillow_would_refuse_gives_way_to_srgb(tmp_path: Path, upscaling, colours) -> None:
+    """Printers' profiles have megabytes; a PNG with more than one could not be opened in Python. It looks the same."""
+    profile = colours.rgb_profile("P3")
+    large = (2**20 + len(profile)).to_bytes(4, "big") + profile[4:] + bytes(2**20)
+    image = Image.fromarray(ramps())
+    image.save(tmp_path / "small.png", icc_profile=profile)
+    image.save(tmp_path / "large.png", icc_profile=large)
+
+    looks = [seen(tmp_path / name, upscaling, colours) for name in ("small.png", "large.png")]
+
+    with Image.open(tmp_path / "large.big.png") as result:
+        assert "icc_profile" not in result.info
+    assert colours.delta_e_2000(*looks).mean() < 0.5
+
+
+def test_a_png_may_have_comments_in_latin_1(tmp_path: Path) -> None:
+    """Their names, too, as the standard has them."""
+    png(tmp_path / "a.png", ramps(), (b"tEXt", "Größe\0groß".encode("latin-1")))
+
+    assert files.prepare(tmp_path / "a.png", tmp_path, LIMITS).recipe.metadata == {}
+
+
+@pytest.mark.parametrize(("said", "frames"), [(3, 3), (0, 1), (2**32 - 1, 2000)])
+def test_a_png_says_how_many_frames_it_has(tmp_path: Path, said: int, frames: int) -> None:
+    """So that the reply can say that only one was upscaled; a number that makes no sense refuses nothing."""
+    path = png(tmp_path / "a.png", ramps(), (b"acTL", struct.pack(">II", said, 0)))
+
+    assert formats.inspect(path, LIMITS).frames == frames

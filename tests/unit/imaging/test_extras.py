@@ -6,6 +6,7 @@ one in 10 bits, one grey.
 """
 
 import importlib.util
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,25 @@ def test_a_bmp_comes_back_as_it_looked(tmp_path: Path, upscaling, mode: str, exp
         assert result.mode == (expected if has_alpha or expected != "RGBA" else "RGB")
         assert np.array_equal(pixels, np.asarray(stored.convert("RGB"))) or has_alpha
     assert (recipe.intake.format, recipe.intake.width, recipe.intake.height) == ("bmp", 48, 32)
+
+
+def test_a_bmp_that_pillow_does_not_read_is_unsupported_not_damaged(tmp_path: Path) -> None:
+    """Sixteen bits with four for each colour and alpha, as some editors write them."""
+    masks = (0x0F00, 0x00F0, 0x000F, 0xF000)
+    header = struct.pack("<IiiHHIIiiII4I", 56, 8, 8, 1, 16, 3, 128, 0, 0, 0, 0, *masks)
+    (tmp_path / "a.bmp").write_bytes(struct.pack("<2sIHHI", b"BM", 198, 0, 0, 70) + header + bytes(128))
+
+    with pytest.raises(UnsupportedFormatError, match="save it as PNG"):
+        formats.inspect(tmp_path / "a.bmp", LIMITS)
+
+
+def test_a_heif_without_hevc_is_unsupported_not_damaged(tmp_path: Path) -> None:
+    """The container holds JPEG, JPEG 2000 and others, too."""
+    pytest.importorskip("pi_heif", reason="needs the [heic] extra")
+    (tmp_path / "a.heif").write_bytes((HEIC / "p3.heic").read_bytes().replace(b"hvcC", b"j2kH"))
+
+    with pytest.raises(UnsupportedFormatError, match="no HEVC"):
+        formats.inspect(tmp_path / "a.heif", LIMITS)
 
 
 def test_a_heic_keeps_colours_and_metadata_and_its_own_orientation(tmp_path: Path, upscaling, colours) -> None:

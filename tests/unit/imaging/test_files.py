@@ -341,6 +341,13 @@ def test_a_gif_that_fills_its_canvas_has_no_alpha(upscaling, tmp_path: Path, fra
     assert opened.recipe.intake.alpha == "none"
 
 
+def test_what_follows_a_gifs_first_frame_is_no_damage(tmp_path: Path) -> None:
+    """Only the first frame is taken; every viewer shows it."""
+    (tmp_path / "a.gif").write_bytes(gif((0, 0, 6, 5))[:-1] + b"GIF89a no frame" * 9)
+
+    assert files.prepare(tmp_path / "a.gif", tmp_path, LIMITS).width == 6
+
+
 @pytest.mark.parametrize("cut", [0, 7, 13, 25])
 def test_a_gif_without_a_frame_names_none(tmp_path: Path, cut: int) -> None:
     """Cut off, or with comments for ever."""
