@@ -109,6 +109,9 @@ def upscale(
         raise typer.BadParameter("the suffix is a part of a name; a folder is named with -o", param_hint="--suffix")
     if output == "-":
         raise typer.BadParameter("results are files; name one (./- for this very name)", param_hint="--output")
+    for option, text in (("--prompt", prompt), ("--negative-prompt", negative_prompt)):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that Python could not decode
+            raise typer.BadParameter("expected UTF-8 text; look at the terminal's encoding", param_hint=option)
     file_format = _format(output_format, output)
     wanted = OutputOptions(file_format, quality, metadata, scale, width, height, fit)
     settings = for_own_pictures(config.load(config_file))

@@ -15,6 +15,7 @@ MOST_CRASHES: Final = 2
 MOST_RENEWALS: Final = 2  #: fresh tokens for one orchestrator
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 4.0
+BUSY_PAUSE_S: Final = 1.0  #: the longest where only room is lacking: the oldest job alone asks then
 
 
 @dataclass(slots=True)
@@ -63,11 +64,11 @@ class Attempts:
             return True
         return self.failures >= MOST_FAILURES or self.breaks >= MOST_BREAKS or len(self.crashed) >= MOST_CRASHES
 
-    def next_pause_s(self, *, limit_s: float) -> float | None:
+    def next_pause_s(self, *, limit_s: float, longest_s: float = LONGEST_PAUSE_S) -> float | None:
         """Return how long to wait before everyone is tried again, None once the job has waited for *limit_s* in all."""
         if self.waited_s >= limit_s:
             return None
-        pause_s = min(FIRST_PAUSE_S * 2.0**self.pauses, LONGEST_PAUSE_S, limit_s - self.waited_s)
+        pause_s = min(FIRST_PAUSE_S * 2.0**self.pauses, longest_s, limit_s - self.waited_s)
         self.pauses += 1
         self.waited_s += pause_s
         self.tried.clear()

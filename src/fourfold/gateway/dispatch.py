@@ -7,6 +7,7 @@ all were tried, all of them a little later; NEVER, the client is told. One deadl
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterator
@@ -19,14 +20,17 @@ from fourfold.errors import (
     DeadlineExceededError,
     EngineCrashedError,
     FourfoldError,
+    NetworkError,
+    NoCapacityError,
     NoOrchestratorError,
     UnknownModelError,
     UnreachableError,
 )
-from fourfold.gateway.attempts import FIRST_PAUSE_S, Attempts
+from fourfold.gateway.attempts import BUSY_PAUSE_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, Attempts
 from fourfold.gateway.board import OpenJob
 from fourfold.gateway.discovery import Discovery
 from fourfold.gateway.jobs import JobState
+from fourfold.gateway.line import Line
 from fourfold.gateway.output_form import Wanted
 from fourfold.gateway.ports import Clock, Codec, SystemClock
 from fourfold.gateway.quarantine import Quarantine
@@ -81,6 +85,7 @@ class _Task:
     folder: Path
     plain: Sent
     attempts: Attempts
+    number: int  #: how many jobs came before
     extended: Sent | None = None  #: of a tileable picture, once somebody needed it
 
     @property
@@ -119,6 +124,8 @@ class Dispatcher:
         self._draw_seed = draw_seed
         self._max_price = price_ceiling(settings.max_price_usd, usd_per_eth=settings.usd_per_eth)
         self._quarantine = Quarantine()
+        self._line = Line(self._clock)
+        self._numbers = itertools.count()
         self._strays: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -177,7 +184,7 @@ class Dispatcher:
         seed = self._draw_seed() if fields.seed is None else fields.seed
         plain = replace(plain, fields=replace(fields, model_id=model_id, seed=seed))
         open_job.input_pixels = plain.pixels
-        task = _Task(open_job, request_id, source, folder, plain, attempts)
+        task = _Task(open_job, request_id, source, folder, plain, attempts, next(self._numbers))
         await self._refuse_quarantined(task)
         # 3. Have it done.
         done = await self._deliver(task)
@@ -232,16 +239,13 @@ class Dispatcher:
         while True:
             ranked = rank(self._discovery.offers(model_id), input_pixels=pixels, max_price=self._max_price)
             offer = next((o for o in ranked if o.orchestrator not in attempts.tried), None)
-            if offer is None:
-                pause_s = attempts.next_pause_s(limit_s=self._settings.capacity_wait_s)
-                if pause_s is None:
-                    raise attempts.last_error or NoOrchestratorError(f"nobody offers {model_id!r} any more")
-                if not ranked:
-                    self._discovery.look_again()
-                await self._clock.sleep(pause_s)
+            if offer is None or self._line.is_behind(model_id, task.number):
+                await self._wait_for_room(task, is_offered=bool(ranked))
                 continue
             try:
-                return await self._attempt(task, offer)
+                outcome = await self._attempt(task, offer)
+                self._line.call(model_id)
+                return outcome
             except FourfoldError as exc:
                 attempts.note(offer.orchestrator, exc)
                 await self._note_failure(task, offer, exc)
@@ -249,6 +253,21 @@ class Dispatcher:
                     raise
                 self._metrics.count_error(exc)
             task.open_job.to(JobState.QUEUED)
+
+    async def _wait_for_room(self, task: _Task, *, is_offered: bool) -> None:
+        """Pause, in line with the others that wait for the model. Raises: why it cannot be had, after all pauses."""
+        attempts, model_id = task.attempts, task.model_id
+        is_broken = not is_offered or isinstance(attempts.last_error, NetworkError)
+        pause_s = attempts.next_pause_s(
+            limit_s=self._settings.capacity_wait_s, longest_s=LONGEST_PAUSE_S if is_broken else BUSY_PAUSE_S
+        )
+        if pause_s is None:
+            if is_offered and attempts.last_error is None:
+                raise NoCapacityError(f"jobs that came before take all the room for {model_id}; try again later")
+            raise attempts.last_error or NoOrchestratorError(f"nobody offers {model_id!r} any more")
+        if not is_offered:
+            self._discovery.look_again()
+        attempts.waited_s -= await self._line.stand(model_id, task.number, pause_s=pause_s)
 
     async def _attempt(self, task: _Task, offer: Offer) -> _Outcome:
         """Have the work done at *offer* and check what comes back."""

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -47,9 +47,9 @@ class FolderLock(AbstractContextManager["FolderLock"]):
             raise ConfigError(
                 f"{self._folder} is in use by process {holder}; stop it, or give this one its own --data-dir"
             ) from refusal
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()}\n")
-        self._file.flush()
+        with suppress(OSError):  # a full disk: the lock is ours all the same, it only does not say so
+            self._file.truncate(0)
+            os.write(self._file.fileno(), f"{os.getpid()}\n".encode())
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -48,6 +48,7 @@ def fourfold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fourfo
         (["a.png", "b.png", "--suffix", "x/y"], 2, "suffix"),
         (["a.png", "-o", "x.gif"], 2, "cannot write .gif"),
         (["a.png", "-o", "-"], 2, "results are files"),
+        (["a.png", "--prompt", "gr\udcfcn"], 2, "expected UTF-8 text"),
         (["a.png", "--guidance-scale", "101"], 2, "guidance-scale"),
         (["a.png", "-o", "x.png", "--format", "jpeg"], 2, "x.png is the name of a png file"),
         (["a.png", "--jobs", "0"], 2, "jobs"),

@@ -329,8 +329,45 @@ async def test_a_busy_network_is_waited_for_and_then_refused(image: Path) -> Non
     done = await run(network, image, capacity_wait_s=10.0)
 
     assert isinstance(done.error, NoCapacityError)
-    assert done.clock.sleeps == [0.25, 0.5, 1.0, 2.0, 4.0, 2.25]
-    assert len(network.tried) == 7
+    assert done.clock.sleeps == [0.25, 0.5, *[1.0] * 9, 0.25]
+    assert len(network.tried) == 13
+
+
+@dataclass
+class OneRoom(Network):
+    """Takes a job at a time and refuses every other."""
+
+    is_taken: bool = False
+    served: list[int | None] = field(default_factory=list)
+
+    async def submit(self, order: WorkOrder, offer: Offer, token: str, target: Path) -> Answer:
+        if self.is_taken:
+            raise NoCapacityError("full")
+        self.is_taken = True
+        for _ in range(7):
+            await asyncio.sleep(0)
+        self.is_taken = False
+        self.served.append(order.fields.seed)
+        return await super().submit(order, offer, token, target)
+
+
+async def test_who_waits_is_served_in_the_order_of_arrival(image: Path) -> None:
+    """A newcomer takes nobody's place, and asks for none while an older job waits."""
+    network = OneRoom([offer("a")])
+    bench = Bench(network)
+
+    await asyncio.gather(*(bench.run(image, replace(FIELDS, seed=number)) for number in range(8)))
+
+    assert network.served == list(range(8))
+
+
+async def test_a_newcomer_that_never_got_to_ask_is_told_why(image: Path) -> None:
+    """There are offers; what is lacking is room."""
+    bench = Bench(Network([offer("a")], {"a": [NoCapacityError("full")] * 99}), capacity_wait_s=3.0)
+
+    older, newer = await asyncio.gather(bench.run(image), bench.run(image))
+
+    assert isinstance(older.error, NoCapacityError) and isinstance(newer.error, NoCapacityError)
 
 
 async def test_failures_have_an_end(image: Path) -> None:

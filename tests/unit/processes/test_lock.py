@@ -26,6 +26,15 @@ def test_the_lock_is_free_again_afterwards(tmp_path: Path) -> None:
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /dev/full")
+def test_a_full_disk_keeps_no_role_from_starting(tmp_path: Path) -> None:
+    """A role that is started again there is needed, to say what is wrong."""
+    (tmp_path / "lock").symlink_to("/dev/full")
+
+    with FolderLock(tmp_path), pytest.raises(ConfigError, match="in use"):
+        FolderLock(tmp_path).__enter__()
+
+
 def test_a_folder_that_cannot_be_made_is_a_settings_error(tmp_path: Path) -> None:
     """Named, with the system's reason."""
     (tmp_path / "file").write_text("")
