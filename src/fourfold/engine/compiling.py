@@ -15,7 +15,8 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -33,6 +34,25 @@ Example: TypeAlias = Callable[[], Sequence[Any]]
 
 class NotCompiledError(Exception):
     """A compiled function has no kernels for this call; nothing was computed."""
+
+
+_WORKING = threading.Lock()
+"""Held by who compiles. Any engine's: torch compiles one function at a time anyway."""
+
+
+@contextmanager
+def nobody_compiles() -> Iterator[bool]:
+    """Yield whether no engine compiles, and let none begin meanwhile.
+
+    A compiler's measurements wait for the whole device; while a CUDA graph is recorded that fails, and the recording
+    with it.
+    """
+    is_free = _WORKING.acquire(blocking=False)
+    try:
+        yield is_free
+    finally:
+        if is_free:
+            _WORKING.release()
 
 
 class CompiledFor(Hashable, Protocol):
@@ -163,7 +183,7 @@ class Compiler(Generic[Key]):
         if key not in self._functions:
             self._functions[key] = self._compiled(key)
         compiled = self._functions[key]
-        with torch.inference_mode():
+        with _WORKING, torch.inference_mode():
             compiled(*example())
         only_run: Call = torch._dynamo.run(compiled)
         return only_run

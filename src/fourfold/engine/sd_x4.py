@@ -33,7 +33,7 @@ from fourfold.engine.full_memory import is_out_of_memory
 from fourfold.engine.sd_x4_decode import DecodeLimits
 from fourfold.engine.sd_x4_files import ModelFolder, locate_model
 from fourfold.engine.sd_x4_job import Running, decode_job, prepare, total_steps
-from fourfold.engine.sd_x4_kernels import MOST_PIXELS, Kernels, Shape
+from fourfold.engine.sd_x4_kernels import MOST_RECORDED_PIXELS, Kernels, Shape
 from fourfold.engine.sd_x4_load import Modules, load_modules
 from fourfold.engine.sd_x4_plan import largest_side, plan_canvas
 from fourfold.engine.sd_x4_schedule import FAST_STEPS
@@ -299,12 +299,20 @@ class StableDiffusionX4Engine:
         else:
             compiled = self._kernels.is_compiled(shape) if lead.is_compiled is None else lead.is_compiled
             text = self._prompts.rows([text for some in texts for text in some])
-            # Recording takes the memory of a step: not while a job is there that memory ran out on.
-            records = not any(running.has_run_short for running in self._running)
-            answers, compiled = self._kernels.run(shape, sample, embedding, text, compiled=compiled, records=records)
+            room = self._room_beside(shape)
+            answers, compiled = self._kernels.run(shape, sample, embedding, text, compiled=compiled, room_pixels=room)
         for running in _jobs(rows):
             note_kernels(running.notes, is_compiled=compiled)
         return [answers[row :: len(filled)] for row in range(len(rows))]
+
+    def _room_beside(self, shape: Shape) -> int:
+        """Return how many latent pixels there is room for beside a step; none where memory ran out on a job."""
+        with self._lock:
+            if any(running.has_run_short for running in self._running):
+                return 0
+            if self._settings.memory_budget_bytes is None:
+                return MAX_STEP_PIXELS
+            return max(0, self._free_pixels() - shape.pixels)
 
     @staticmethod
     def _shape(rows: int, lead: Running) -> Shape:
@@ -370,13 +378,13 @@ def measured(card: EngineCard, modules: Modules) -> EngineCard:
 
 
 def holding_graphs(card: EngineCard, budget_bytes: int | None) -> EngineCard | None:
-    """Return *card* with the memory that recorded kernels hold while no job runs: a step of the largest shape.
+    """Return *card* with the memory that recorded kernels hold while no job runs: the largest recorded step.
 
     Graphs share one memory, as only one of them runs at a time. None where a picture of that size would not fit beside
     it: of a small memory pictures have more use than graphs, which save the time of launching kernels.
     """
-    with_graphs = replace(card, fixed_bytes=card.fixed_bytes + MOST_PIXELS * card.bytes_per_input_pixel)
-    return with_graphs if budget_bytes is None or with_graphs.peak_bytes(MOST_PIXELS) <= budget_bytes else None
+    with_graphs = replace(card, fixed_bytes=card.fixed_bytes + MOST_RECORDED_PIXELS * card.bytes_per_input_pixel)
+    return with_graphs if budget_bytes is None or with_graphs.peak_bytes(MOST_RECORDED_PIXELS) <= budget_bytes else None
 
 
 def _batches_with(other: Running, lead: Running) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import torch
 
 from fourfold.engine.base import Remark
-from fourfold.engine.compiling import Compiler, NotCompiledError
+from fourfold.engine.compiling import Compiler, NotCompiledError, nobody_compiles
 from fourfold.engine.full_memory import is_out_of_memory
 from fourfold.engine.sd_x4_text import KeysValues
 from fourfold.engine.sd_x4_unet import predict
@@ -18,8 +18,11 @@ from fourfold.engine.sd_x4_unet import predict
 MOST_SHAPES: Final = 32
 """Shapes that are compiled; each has its kernels and, on a GPU, its graph. Further ones stay eager."""
 
-MOST_PIXELS: Final = 512 * 512
-"""Latent pixels of all rows of a compiled shape: beyond, launching kernels one by one costs nothing that matters."""
+MOST_PIXELS: Final = 1024 * 1024
+"""Latent pixels of all rows of a compiled shape."""
+
+MOST_RECORDED_PIXELS: Final = 512 * 512
+"""The same of a recorded one: beyond, launching kernels one by one costs nothing, and graphs hold memory."""
 
 Predict: TypeAlias = Callable[[torch.Tensor, torch.Tensor, KeysValues], torch.Tensor]
 """`predict` for one network and one number of ways."""
@@ -81,20 +84,24 @@ class Kernels:
         text: KeysValues,
         *,
         compiled: bool,
-        records: bool = True,
+        room_pixels: int = MOST_PIXELS,
     ) -> Answers:
         """Return the network's answers.
 
         Args:
             compiled: by the compiled kernels, if they are there.
-            records: there is room for a graph that is not recorded yet.
+            room_pixels: latent pixels that memory has room for beside this call. A shape is compiled and recorded by
+                a call of its own.
         """
         kernels = self._compiler.ready(shape) if compiled else None
         if kernels is None:
-            self._ask_for(shape, sample, embedding, text)
+            if shape.pixels <= room_pixels:
+                self._ask_for(shape, sample, embedding, text)
             return Answers(self.eager(shape.ways, sample, embedding, text), is_compiled=False)
         try:
-            recorded = self._recording(shape, kernels, sample, embedding, text, records=records)
+            if self._is_gpu and shape.pixels <= min(room_pixels, MOST_RECORDED_PIXELS) and shape not in self._recorded:
+                self._record(shape, kernels, sample, embedding, text)
+            recorded = self._recorded.get(shape)
             answers = (recorded or kernels)(sample, embedding, text)
         except NotCompiledError:
             self._compiler.missed(shape, lambda: (sample, embedding, text))
@@ -129,17 +136,18 @@ class Kernels:
         self._compiler.close()
         self.release()
 
-    def _recording(self, shape: Shape, kernels: Predict, *inputs: Any, records: bool) -> "Recorded | None":
-        """Return the graph of *shape*; on a CPU there is none."""
-        if self._is_gpu and records and shape not in self._recorded:
+    def _record(self, shape: Shape, kernels: Predict, *inputs: Any) -> None:
+        """Make a graph of *kernels*, unless something is being compiled: then a later call will."""
+        with nobody_compiles() as is_free:
+            if not is_free:
+                return
             try:
                 self._recorded[shape] = Recorded(kernels, *inputs, pool=self._graph_pool)
             except RuntimeError as exc:
                 if is_out_of_memory(exc):
                     raise  # the step is tried again in less, and unrecorded
                 raise _RecordingError(str(exc)) from exc
-            self._graph_pool = self._recorded[shape].pool
-        return self._recorded.get(shape)
+        self._graph_pool = self._recorded[shape].pool
 
     def _ask_for(self, shape: Shape, *example: Any) -> None:
         """Have *shape* compiled, if it is one to be compiled; *example*, the inputs of a call."""
@@ -160,7 +168,7 @@ class Recorded:
     """A call of the network as a CUDA graph: one launch for all its kernels, with inputs at fixed addresses.
 
     Inputs that come later must be laid out as those at the recording. No thread may wait for the whole device while a
-    graph is recorded (``torch.cuda.synchronize``, which a compiler's measurements call): CUDA then refuses both.
+    graph is recorded (``torch.cuda.synchronize``): CUDA then refuses both.
     """
 
     def __init__(

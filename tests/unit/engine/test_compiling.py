@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="needs the [diffusion] extra")
 
 import torch
 
-from fourfold.engine.compiling import Call, Compiler, NotCompiledError
+from fourfold.engine.compiling import Call, Compiler, NotCompiledError, nobody_compiles
 
 
 class Factor(NamedTuple):
@@ -127,6 +127,19 @@ def test_what_was_missed_is_compiled_beside_and_then_there_again(
     assert again is not None
     assert [again(x).tolist() for x in (longer, torch.ones(4))] == [[3.0] * 6, [3.0] * 4]
     assert [told.name for told in compiler.remarks()] == ["kernels_ready"]
+
+
+def test_nobody_compiles_while_a_graph_is_recorded(make: Callable[..., Compiler[Factor]]) -> None:
+    compiler = make(Held())
+    with nobody_compiles() as is_free:
+        assert is_free
+        with nobody_compiles() as is_free_again:
+            assert not is_free_again
+        compiler.ask_for(Factor(3), lambda: [torch.ones(3)])
+        assert compiler.ready(Factor(3)) is None
+    compiler.settle()
+
+    assert compiler.ready(Factor(3)) is not None
 
 
 def test_a_failure_is_told_once_and_ends_all(make: Callable[..., Compiler[Factor]]) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from fourfold.engine import registry, sd_x4_kernels
 from fourfold.engine.base import EngineEvent, JobDone, Remark
-from fourfold.engine.compiling import Compiler
+from fourfold.engine.compiling import Compiler, nobody_compiles
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
 from fourfold.engine.settings import EngineSettings
 from fourfold.testing.sd_x4_stock import job, notes, picture, pixels, run
@@ -140,7 +140,7 @@ def test_strict_jobs_of_different_kernels_share_no_batch(tiny_folder: Path, gate
 def test_nothing_is_compiled_unless_asked_for_or_beyond_a_bound(
     engine: StableDiffusionX4Engine, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By default, for large shapes, and for the thirty-third."""
+    """By default, for large shapes, without memory for a second step beside, and for the thirty-third."""
     run(engine, job(steps=1))
     assert engine._kernels._compiler._thread is None
 
@@ -148,6 +148,11 @@ def test_nothing_is_compiled_unless_asked_for_or_beyond_a_bound(
     with compiling(tiny_folder) as large:
         events = run(large, job(steps=1))
         assert large._kernels._compiler._thread is None
+    monkeypatch.undo()
+    with compiling(tiny_folder) as short:
+        monkeypatch.setattr(short, "_room_beside", lambda shape: shape.pixels - 1)
+        events = run(short, job(steps=1))
+        assert short._kernels._compiler._thread is None
     monkeypatch.setattr(sd_x4_kernels, "MOST_SHAPES", 0)
     assert any(isinstance(event, JobDone) for event in events)
 
@@ -198,6 +203,33 @@ def test_kernels_that_cannot_be_recorded_are_not_used(
     assert remarks(events) == ["compile_failed"]
     assert notes(events)["kernels"] == "eager"
     assert np.array_equal(pixels(events), expected)
+
+
+def test_no_graph_is_recorded_while_something_is_compiled_nor_of_a_large_shape(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler waits for the whole device, which makes a recording fail; the compiled kernels run one by one."""
+    monkeypatch.setattr(Recording, "made", 0)
+    with recording(tiny_folder, monkeypatch, Recording) as engine:
+        with nobody_compiles() as is_free:  # holds what who compiles holds
+            assert is_free
+            events = run(engine, job(steps=1))
+        assert (notes(events)["kernels"], Recording.made) == ("compiled", 0)
+        with monkeypatch.context() as bounded:
+            bounded.setattr(sd_x4_kernels, "MOST_RECORDED_PIXELS", 64 * 64 - 1)
+            events = run(engine, job(steps=1))
+        assert (notes(events)["kernels"], Recording.made) == ("compiled", 0)
+        run(engine, job(steps=1))
+        assert Recording.made == 1
+
+
+def test_room_beside_a_step_is_what_the_budget_leaves(make_engine: Callable[..., StableDiffusionX4Engine]) -> None:
+    shape = sd_x4_kernels.Shape(1, 2, 64, 64)
+    engine = make_engine(budget=make_engine().card.peak_bytes(2 * 64 * 64))
+
+    assert engine._room_beside(shape) == 64 * 64
+    assert engine._room_beside(shape._replace(rows=3)) == 0
+    assert make_engine()._room_beside(shape) >= 64 * 64
 
 
 def test_graphs_make_room_where_memory_runs_out_and_are_recorded_again(

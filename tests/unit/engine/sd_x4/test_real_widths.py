@@ -8,7 +8,7 @@ import torch
 from fourfold.engine import registry
 from fourfold.engine.sd_x4 import holding_graphs, measured
 from fourfold.engine.sd_x4_decode import DecodeLimits
-from fourfold.engine.sd_x4_kernels import MOST_PIXELS
+from fourfold.engine.sd_x4_kernels import MOST_RECORDED_PIXELS
 from fourfold.engine.sd_x4_plan import plan_canvas
 from fourfold.testing.sd_x4_counts import TOKENS, Inputs, LiveBytes, MetaModel, peak_bytes, teraflops
 
@@ -101,7 +101,7 @@ def test_graphs_are_in_the_cards_memory() -> None:
     with_graphs = holding_graphs(CARD, 23 * 2**30)
 
     assert with_graphs is not None
-    assert with_graphs.fixed_bytes - CARD.fixed_bytes == MOST_PIXELS * CARD.bytes_per_input_pixel
+    assert with_graphs.fixed_bytes - CARD.fixed_bytes == MOST_RECORDED_PIXELS * CARD.bytes_per_input_pixel
     assert len(plan_canvas(with_graphs, 1024, 1024, budget_bytes=23 * 2**30).tiles) == 1
     assert len(plan_canvas(with_graphs, 2048, 2048, budget_bytes=23 * 2**30).tiles) > 1
     assert holding_graphs(CARD, None) == with_graphs
