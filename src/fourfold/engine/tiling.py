@@ -96,7 +96,7 @@ def halve(tile: Tile, *, margin_px: int, min_core_px: int) -> tuple[Tile, ...]:
     """Return two tiles that together keep what *tile* keeps, in smaller windows; none where it cannot be cut.
 
     The longer side is cut in the middle of its window, if that can be, else the other one; so the tiles of a plan,
-    whose windows have one size, give tiles whose windows have one size again.
+    whose windows have one size, give tiles whose windows have one size again, if all are cut the same way.
 
     Args:
         tile: of a plan with the same margin.
