@@ -106,15 +106,14 @@ class Device:
             warm=warm,
             have_child=self._have_child,
             is_quiet=lambda: not self._jobs,
-            why_not_loadable=lambda model_id: registry.why_not_loadable(
-                model_id, limits.model_paths, limits.networks
-            ),
+            why_not_loadable=lambda model_id: registry.why_not_loadable(model_id, limits.model_paths, limits.networks),
         )
         self._closing = False
         self._starts = 0
         self._heard_s = 0.0  #: when the child last gave a sign of life
         if metrics is not None:
             metrics.runs_models(cards)
+            metrics.watch_models(cards, is_available=lambda model_id: model_id not in self.failures)
 
     async def __aenter__(self) -> Self:
         await self._upkeep.start()
