@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from fourfold.engine.full_memory import comes_from_want_of_memory
 from fourfold.engine.sd_x4_files import ModelFolder, read_json
 from fourfold.engine.sd_x4_schedule import Sampler
-from fourfold.errors import ModelUnavailableError
+from fourfold.errors import ModelUnavailableError, OutOfMemoryError
 
 SCALING_FACTOR: Final = 0.08333
 """Of the latents, where the model's old configuration does not say. Source: diffusers issue #5215."""
@@ -55,8 +56,11 @@ class Modules:
 def load_modules(folder: ModelFolder, *, device: torch.device) -> Modules:
     """Load *folder* onto *device*: float16 on a GPU, float32 on a CPU.
 
-    Raises: ModelUnavailableError if a file is damaged or the model's shape is not one that our loop computes exactly.
+    Raises:
+        OutOfMemoryError: there is no memory for it.
+        ModelUnavailableError: a file is damaged or the model's shape is not one that our loop computes exactly.
     """
+    disable_progress_bar()  # it would stand in the worker's log
     is_gpu = device.type != "cpu"
     dtype = torch.float16 if is_gpu else torch.float32
     try:
@@ -64,7 +68,12 @@ def load_modules(folder: ModelFolder, *, device: torch.device) -> Modules:
             warnings.simplefilter("ignore")  # of libraries about one another; what matters is checked below
             modules = _load(folder, device, dtype)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as exc:
-        raise ModelUnavailableError(f"{folder.path} cannot be loaded: {type(exc).__name__}: {exc}") from exc
+        if comes_from_want_of_memory(exc):
+            raise OutOfMemoryError(f"there is no memory left to load {folder.path}") from exc
+        raise ModelUnavailableError(
+            f"{folder.path} cannot be loaded: {type(exc).__name__}: {str(exc).strip()}; if a file is damaged, pull or "
+            "copy the model anew"
+        ) from exc
     if is_gpu:
         modules.unet.to(memory_format=torch.channels_last)
         modules.vae.to(memory_format=torch.channels_last)

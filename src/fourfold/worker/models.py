@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 Size = tuple[int, int]
 """Width and height of a job's picture, pixels."""
 
-_MOST_DEATHS: Final = 3  #: of the child in a row while it loads a model, after which it is not loaded for a job
+_MOST_DEATHS: Final = 2  #: of the child in a row while it loads a model, after which it is not loaded for a job
 _SMALLEST: Final = (1, 1)  #: a picture that needs no more than any other
 
 
@@ -272,8 +272,8 @@ class DeviceModels:
                     raise
                 self._harmful.add(model_id)
                 raise ModelUnavailableError(
-                    f"the device's process {exc.reason} while it loaded {model_id}, again and again; "
-                    "pull or copy the model anew, or give the worker more memory"
+                    f"the device's process {exc.reason}, twice in a row, while it loaded {model_id}; pull or copy "
+                    "the model anew, or give the worker more memory"
                 ) from exc
             finally:
                 del self._told[model_id]

@@ -7,6 +7,7 @@ its life only while no job is in that.
 
 import asyncio
 import contextlib
+import contextvars
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
@@ -69,7 +70,9 @@ class Upkeep:
         """Try a model until it is there, or can be taken to be; does nothing where that is done already."""
         task = self._tasks.get(model_id)
         if not self._is_closed and (task is None or task.done()):
-            self._tasks[model_id] = asyncio.create_task(self._bring(model_id), name=f"bring-{model_id}")
+            work = self._bring(model_id)
+            # In a context of its own: the job that met the failure has no part in what follows.
+            self._tasks[model_id] = asyncio.create_task(work, name=f"bring-{model_id}", context=contextvars.Context())
 
     async def _weigh(self) -> None:
         """Mark what is too large for the device; the child says how much memory that has."""
