@@ -87,8 +87,6 @@ def load_modules(folder: ModelFolder, *, device: torch.device) -> Modules:
 
 
 def _load(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> Modules:
-    disable_progress_bar()  # it would be drawn into the log
-
     def read(kind: Any, part: str) -> Any:
         module, told = kind.from_pretrained(
             folder.path / part,

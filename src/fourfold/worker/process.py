@@ -83,7 +83,6 @@ class Device:
         metrics: Metrics | None = None,
     ) -> None:
         self._limits = limits
-        self._warm = warm
         self._metrics = metrics
         self._child: Child | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -152,7 +151,7 @@ class Device:
     @property
     def is_loading(self) -> bool:
         """Whether a warm model is not there yet, and may still come."""
-        return any(m not in self.loaded and m not in self.failures for m in self._warm)
+        return self._upkeep.is_loading
 
     @property
     def failures(self) -> Mapping[str, FourfoldError]:

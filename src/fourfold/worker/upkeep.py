@@ -61,6 +61,14 @@ class Upkeep:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether a warm model is on its way. One that left for another comes back with the next job that wants it."""
+        return any(
+            model_id not in self._models.loaded and model_id not in self._models.failures and self._is_tended(model_id)
+            for model_id in self._warm
+        )
+
     def child_died(self) -> None:
         """Bring the warm models back, in their order."""
         for model_id in self._warm:
@@ -68,11 +76,14 @@ class Upkeep:
 
     def tend(self, model_id: str) -> None:
         """Try a model until it is there, or can be taken to be; does nothing where that is done already."""
-        task = self._tasks.get(model_id)
-        if not self._is_closed and (task is None or task.done()):
+        if not self._is_closed and not self._is_tended(model_id):
             work = self._bring(model_id)
             # In a context of its own: the job that met the failure has no part in what follows.
             self._tasks[model_id] = asyncio.create_task(work, name=f"bring-{model_id}", context=contextvars.Context())
+
+    def _is_tended(self, model_id: str) -> bool:
+        task = self._tasks.get(model_id)
+        return task is not None and not task.done()
 
     async def _weigh(self) -> None:
         """Mark what is too large for the device; the child says how much memory that has."""

@@ -181,6 +181,8 @@ def test_the_number_type_is_told(monkeypatch: pytest.MonkeyPatch, has_bf16: bool
     [
         ({"orchestrator": {"models": "nowhere.json"}}, "nowhere.json"),
         ({"worker": {"models": ["no/such"]}}, "no/such"),
+        ({"worker": {"model_paths": {"fourfold/lanczos": "/x"}}}, "'fourfold/lanczos' takes no folder"),
+        ({"worker": {"model_paths": {"stability/typo": "/x"}}}, "stabilityai/stable-diffusion-x4-upscaler does"),
         ({"worker": {"pipeline": "text-to-image"}}, "text-to-image"),
     ],
 )

@@ -108,7 +108,11 @@ async def test_a_warm_model_is_tried_until_it_comes() -> None:
     bench = Bench(warm=("b",))
     bench.models.faults = [ChildDiedError("x", 1), TimeoutError(), OutOfMemoryError("x"), ModelUnavailableError("x")]
     await bench.upkeep.start()
+    assert bench.upkeep.is_loading
     await bench.until(lambda: bench.models.loaded == ["b"])
+    await bench.until(lambda: not bench.upkeep.is_loading)
+    bench.models.loaded.clear()  # it left for another model, and nothing is to be waited for
+    assert not bench.upkeep.is_loading
     await bench.upkeep.close()
 
     assert (bench.models.tries, bench.models.failures) == (5, {})
