@@ -254,7 +254,10 @@ class Device:
                 arguments += ["--safety-checker", str(self._limits.safety_checker)]
             arguments += ["--compile-models", json.dumps(self._limits.compile_models)]
             arguments += ["--kernels", str(self._limits.kernels)] if self._limits.kernels is not None else []
-            child = await Child.start(_MODULE, arguments, name="device")
+            try:
+                child = await Child.start(_MODULE, arguments, name="device")
+            except OSError as exc:
+                raise ChildDiedError(f"could not be started: {exc.strerror}", None) from exc
             try:
                 async with asyncio.timeout(self._limits.load_timeout_s):
                     ready = await child.receive()

@@ -6,7 +6,6 @@ its life only while no job is in that.
 """
 
 import asyncio
-import contextlib
 import contextvars
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -20,6 +19,8 @@ FIRST_PAUSE_S: Final = 0.2
 LAST_PAUSE_S: Final = 300.0
 _REST: Final = 5  #: the pause is at least as many times as long as the try was
 _QUIET_S: Final = 0.5  #: how often is looked whether jobs are there
+_START_PAUSES_S: Final = (0.2, 1.0)  #: between tries to start a child, before its models are marked
+_CHILD: Final = ""  #: stands for the child among the models
 
 
 class Upkeep:
@@ -50,7 +51,6 @@ class Upkeep:
         """Mark the models whose files are missing, before anybody is told of them; then load the warm ones."""
         for model_id in self._model_ids:
             await self._has_files(model_id)
-        self._tasks[""] = asyncio.create_task(self._weigh(), name="weigh-models")
         self.child_died()
 
     async def close(self) -> None:
@@ -70,7 +70,9 @@ class Upkeep:
         )
 
     def child_died(self) -> None:
-        """Bring the warm models back, in their order."""
+        """Have a new child, and the warm models in it, in their order."""
+        if not self._is_closed and not self._is_tended(_CHILD):
+            self._tasks[_CHILD] = asyncio.create_task(self._start_child(), name="start-child")
         for model_id in self._warm:
             self.tend(model_id)
 
@@ -85,12 +87,23 @@ class Upkeep:
         task = self._tasks.get(model_id)
         return task is not None and not task.done()
 
-    async def _weigh(self) -> None:
-        """Mark what is too large for the device; the child says how much memory that has."""
-        with contextlib.suppress(ChildDiedError, TimeoutError):  # told by who brings a warm model
-            await self._have_child()
-            for model_id in self._model_ids:
-                self._fits(model_id)
+    async def _start_child(self) -> None:
+        """Have a child, which says how much memory there is, and mark what is too large; or all, if none starts."""
+        for pause_s in (*_START_PAUSES_S, None):
+            try:
+                await self._have_child()
+            except (ChildDiedError, TimeoutError) as exc:
+                if pause_s is not None:
+                    await asyncio.sleep(pause_s)
+                    continue
+                why = str(exc) or "it did not answer in time"
+                failure = ModelUnavailableError(f"the device's process does not start: {why}; its log says more")
+                for model_id in self._model_ids:
+                    self._models.mark(model_id, failure)
+                return
+            break
+        for model_id in self._model_ids:
+            self._fits(model_id)
 
     async def _has_files(self, model_id: str) -> bool:
         """Return whether the model's files are there, by their names; mark it where they are not."""

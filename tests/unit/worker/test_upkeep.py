@@ -63,6 +63,7 @@ class Bench:
         self.models = Models()
         self.missing: dict[str, str] = {}
         self.is_quiet = True
+        self.child_faults: list[Exception] = []
         models: Any = self.models
         self.upkeep = Upkeep(
             models,
@@ -75,7 +76,8 @@ class Bench:
         self.models.on_failure = self.upkeep.tend
 
     async def _have_child(self) -> Any:
-        return None
+        if self.child_faults:
+            raise self.child_faults.pop(0)
 
     async def until(self, claim: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
@@ -87,6 +89,7 @@ class Bench:
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(upkeep, "_QUIET_S", 0.001)
+    monkeypatch.setattr(upkeep, "_START_PAUSES_S", (0.001, 0.001))
 
 
 async def test_a_model_whose_files_are_missing_is_marked_before_anybody_hears_of_it() -> None:
@@ -116,6 +119,22 @@ async def test_a_warm_model_is_tried_until_it_comes() -> None:
     await bench.upkeep.close()
 
     assert (bench.models.tries, bench.models.failures) == (5, {})
+
+
+async def test_without_a_process_no_model_can_be_had() -> None:
+    """At the start or after a death; two failures say nothing, and what follows is tried again and again."""
+    bench = Bench()
+    bench.child_faults = [ChildDiedError("exited with status 1", 1), TimeoutError()]
+    await bench.upkeep.start()
+    await bench.until(lambda: not bench.upkeep._is_tended(""))
+    assert bench.models.failures == {}
+
+    bench.child_faults = [ChildDiedError("exited with status 1", 1)] * 6
+    bench.upkeep.child_died()
+    await bench.until(lambda: set(bench.models.failures) == {"a", "b"})
+    assert "does not start: exited with status 1" in str(bench.models.failures["a"])
+    await bench.until(lambda: not bench.models.failures)
+    await bench.upkeep.close()
 
 
 async def test_no_model_leaves_for_a_trial() -> None:
