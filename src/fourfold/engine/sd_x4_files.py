@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fourfold.errors import ModelUnavailableError
+from fourfold.errors import InvalidParameterError, ModelUnavailableError
 
 PIPE_CLASS: Final = "StableDiffusionUpscalePipeline"
 NEEDED_PACKAGES: Final = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub")
@@ -139,7 +139,7 @@ def cached_snapshot(model_id: str) -> Path:
     try:
         pin = read_pin(model_id)
         return pin.folder if pin else Path(huggingface_hub.snapshot_download(model_id, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError) as exc:
+    except (LocalEntryNotFoundError, HFValidationError, InvalidParameterError, OSError) as exc:
         raise ModelUnavailableError(
             f"the files of {model_id} are not on this machine; fetch them with: fourfold models pull {model_id}, "
             f"or name their folder: [worker] model_paths = {{ {model_id!r} = '/folder' }}"
