@@ -237,13 +237,12 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**facts, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if hold_after is not None:
-            self.wfile.write(body[:hold_after])
-            self.wfile.flush()
-            self.hub.released.wait()
-            body = body[hold_after:]
-        if self.command != "HEAD":
-            with suppress(ConnectionError):  # who was kept waiting may have left
+        with suppress(ConnectionError):  # who was kept waiting may have left
+            if hold_after is not None:
+                self.wfile.write(body[:hold_after])
+                self.hub.released.wait()
+                body = body[hold_after:]
+            if self.command != "HEAD":
                 self.wfile.write(body if stop_after is None else body[:stop_after])
         if stop_after is not None:
             self.close_connection = True
