@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter as Sums
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 import psutil
@@ -168,6 +169,7 @@ class Metrics:
             "Parts of pictures that ran out of memory although they were planned to fit",
             "model_id",
         )
+        self.models = self._gauge("model_available", "Whether a model that is sold can be had: 1, or 0", "model_id")
         self.restarts = self._counter("process_restarts", "Processes started again after they died", "process")
         started = self._gauge("start_time_seconds", "When the role started, in seconds since the epoch")
         build = self._gauge("build_info", "1, with the version that runs", "version")
@@ -211,6 +213,11 @@ class Metrics:
         """Start the counters of these models at 0."""
         for model_id in model_ids:
             self.memory_plan_errors.labels(self.role, self._model(model_id))
+
+    def watch_models(self, model_ids: Iterable[str], *, is_available: Callable[[str], bool]) -> None:
+        """Tell which of these models can be had, asked for anew each time."""
+        for model_id in model_ids:
+            self.models.labels(self.role, self._model(model_id)).set_function(partial(is_available, model_id))
 
     def memory_plan_failed(self, model_id: str) -> None:
         """Record that a part of a picture ran out of memory although it was planned to fit."""

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,48 @@ def test_the_commands_in_livepeers_documentation_work(network: Running, tmp_path
     height, width = picture().shape[:2]
     with Image.open(tmp_path / made["url"].rpartition("/")[2]) as result:
         assert result.size == (4 * width, 4 * height)
+
+
+def test_a_model_that_cannot_be_loaded_is_offered_to_nobody_until_it_can(folder: Path, tmp_path: Path) -> None:
+    """Its weights cut off, then whole again; the network's other model does not notice, nothing is restarted."""
+    model = Path(shutil.copytree(folder, tmp_path / "model"))
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    sold = [{"pipeline": "upscale", "model_id": MODEL, "path": str(model)}]
+    sold.append({"pipeline": "upscale", "model_id": "fourfold/lanczos"})
+    (tmp_path / "aiModels.json").write_text(json.dumps(sold))
+    (tmp_path / "fourfold.toml").write_text(
+        "[worker]\nthreads = 1\nmemory_bytes = 8_000_000_000\n[gateway]\ndiscovery_interval_s = 0.2\n"
+        f"[orchestrator]\nworker_check_s = 0.2\nmodels = '{tmp_path / 'aiModels.json'}'\n"
+    )
+    stream = io.BytesIO()
+    Image.fromarray(picture()).save(stream, "png")
+    command = ("up", "--config", str(tmp_path / "fourfold.toml"), "--data-dir", str(tmp_path / "data"), "--port", "0")
+    with (
+        running(*command, "--orchestrator-port", "0") as up,
+        httpx2.Client(base_url=up.ready["gateway"], timeout=120) as client,
+    ):
+
+        def status_of(model_id: str) -> tuple[int, str]:
+            form = {"model_id": model_id, "num_inference_steps": "1"}
+            answer = client.post("/upscale", files={"image": ("a.png", stream.getvalue(), "image/png")}, data=form)
+            return answer.status_code, answer.json().get("error", {}).get("code", "")
+
+        def wait_for_offers(count: int) -> None:
+            ended_s = time.monotonic() + 60
+            while len(client.get("/models").json()["models"]) != count:
+                assert time.monotonic() < ended_s, up.log
+                time.sleep(0.05)
+
+        assert status_of(MODEL) == (503, "model_unavailable")
+        wait_for_offers(1)
+        assert status_of("fourfold/lanczos") == (200, "")
+        answer = httpx2.get(up.ready["orchestrator"] + "/healthz", verify=False)
+        assert answer.json()["withdrawn"] == [MODEL]
+
+        weights.write_bytes(whole)
+        wait_for_offers(2)
+        assert status_of(MODEL) == (200, "")
+    log = "\n".join(up.log)
+    assert [log.count(event) for event in ("model_load_failed", "model_withdrawn", "model_offered_again")] == [1, 1, 1]

@@ -3,8 +3,10 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -32,7 +34,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 @pytest.fixture
 def environ(served: Hub, tmp_path: Path) -> Mapping[str, str]:
     """A user who is online, with a cache and a data folder of their own."""
-    ours = {"HF_ENDPOINT": served.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(tmp_path / "cache")}
+    ours = {"HF_ENDPOINT": served.endpoint + "/", "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(tmp_path / "cache")}
     return {**os.environ, **ours, "FOURFOLD_DATA_DIR": str(tmp_path / "data")}
 
 
@@ -100,3 +102,30 @@ def test_the_licence_is_asked_for_at_a_terminal(environ: Mapping[str, str], answ
     assert done == status
     assert "Accept it and fetch" in asked
     assert Path(environ["HF_HUB_CACHE"]).exists() == (answer == "y")
+
+
+def test_a_pull_that_is_interrupted_goes_on_where_it_was(
+    environ: Mapping[str, str], served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of a file: at once, without a traceback, and nothing counts as pulled."""
+    unet = "unet/diffusion_pytorch_model.fp16.safetensors"
+    monkeypatch.setitem(served.repositories[MODEL].held, unet, 2**20)
+    before = len(served.asked)
+    command = [sys.executable, "-m", "fourfold", "models", "pull", MODEL, "--yes"]
+    pulling = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environ)
+    try:
+        ended_s = time.monotonic() + COMMAND_S
+        while not any(path.startswith("/store/") for _, path, _ in served.asked[before:]):
+            assert time.monotonic() < ended_s
+            time.sleep(0.02)
+        pulling.send_signal(signal.SIGINT)
+        told = pulling.communicate(timeout=COMMAND_S)[1]
+    finally:
+        pulling.kill()
+        pulling.wait()
+    assert pulling.returncode == 130 and "Traceback" not in told, told
+    assert not list(tmp_path.glob("cache/models--*/fourfold.json"))
+
+    monkeypatch.delitem(served.repositories[MODEL].held, unet)
+    assert models(environ, "pull", MODEL)[0] == 0
+    assert list(tmp_path.glob("cache/models--*/fourfold.json"))

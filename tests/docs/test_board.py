@@ -75,6 +75,7 @@ def test_every_metric_that_a_panel_or_a_rule_names_is_exposed() -> None:
     metrics = Metrics("gateway")
     metrics.job_ended("succeeded", model_id="m")
     metrics.runs_models(["m"])
+    metrics.watch_models(["m"], is_available=lambda _: True)
     metrics.observe_stage("submit", 1, model_id="m")
     metrics.watch_peers(up=lambda: 1, down=lambda: 0)
     families = text_string_to_metric_families(metrics.exposition().decode())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fourfold.errors import ConfigError, NoOrchestratorError, UnreachableError, WorkerFailedError
+from fourfold.errors import ConfigError, ModelUnavailableError, NoOrchestratorError, UnreachableError, WorkerFailedError
 from fourfold.gateway.discovery import Discovery
 from fourfold.gateway.orchestrator_url import parse_orchestrator_url
 from fourfold.gateway.pinning import Pins
@@ -293,6 +293,28 @@ async def test_a_penalty_ends(tmp_path: Path) -> None:
         assert found.offers()[0].s_per_megapixel == 2.0
         found.note_success(offer, seconds=12.0, input_pixels=1_000_000, is_ours=True)
         assert found.offers()[0].s_per_megapixel == 5.0
+
+
+async def test_a_model_that_cannot_be_loaded_counts_for_itself_alone(tmp_path: Path) -> None:
+    """Jobs for the orchestrator's other models lose nothing; it is asked at once what it still offers."""
+    async with (
+        FakeOrchestrator(tmp_path, models=["a", "b"]) as o,
+        running(discovery(o.url, interval_s=3600.0)) as found,
+    ):
+        await found.first_offer.wait()
+        offers = {offer.model_id: offer for offer in found.offers()}
+        (peer,) = found._peers.values()
+        rounds = peer.rounds
+        found.note_failure(offers["a"], ModelUnavailableError("x"))
+        assert {offer.model_id: offer.is_penalised for offer in found.offers()} == {"a": True, "b": False}
+
+        async with asyncio.timeout(10):
+            while peer.rounds == rounds:
+                await asyncio.sleep(0.01)
+        found.note_success(offers["b"], seconds=1.0, input_pixels=1, is_ours=True)
+        assert [offer.is_penalised for offer in found.offers("a")] == [True]
+        found.note_success(offers["a"], seconds=1.0, input_pixels=1, is_ours=True)
+        assert [offer.is_penalised for offer in found.offers("a")] == [False]
 
 
 async def test_open_jobs_are_counted(tmp_path: Path) -> None:

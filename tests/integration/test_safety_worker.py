@@ -16,6 +16,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from fourfold.compose.doctor import Verdict, examine
 from fourfold.compose.worker import open_worker
 from fourfold.config import Settings, WorkerSettings
+from fourfold.engine.safety_choice import checker_bytes
 from fourfold.errors import ConfigError
 from fourfold.telemetry import Metrics
 from fourfold.worker.orders import WorkOrder
@@ -39,10 +40,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def test_a_flagged_picture_is_the_picture(folder: Path, tmp_path: Path) -> None:
-    """With and without the check."""
+    """With and without the check; the checker's memory is not planned for models."""
     source = tmp_path / "in.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)).save(source)
-    settings = WorkerSettings(model_id=MODEL, threads=1, safety_checker=folder, codec_processes=1)
+    settings = WorkerSettings(model_id=MODEL, threads=1, safety_checker=folder, codec_processes=1, memory_bytes=2**30)
     results: dict[bool, Any] = {}
     async with open_worker(settings, tmp_path / "cache", Metrics("worker")) as worker:
         for checked in (True, False):
@@ -50,9 +51,11 @@ async def test_a_flagged_picture_is_the_picture(folder: Path, tmp_path: Path) ->
             with worker.admit(order.job_id) as place:
                 done = await worker.upscale(order, place)
                 results[checked] = done.nsfw_score, done.path.read_bytes()
+        budget_bytes = worker.device._models.budget_bytes
 
     assert (results[True][0], results[False][0]) == (1.0, None)
     assert results[True][1] == results[False][1]
+    assert budget_bytes == 2**30 - checker_bytes(folder / "model.safetensors") < 2**30
 
 
 async def test_a_wrong_folder_is_refused_at_the_start(tmp_path: Path) -> None:

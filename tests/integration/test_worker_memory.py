@@ -1,5 +1,6 @@
-"""A device whose memory runs out in the middle of a picture, in its real child process."""
+"""A device whose memory runs out in the middle of a picture, or whose process ends, in its real child process."""
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from fourfold.engine.registry import card
-from fourfold.errors import OutOfMemoryError
+from fourfold.errors import ModelUnavailableError, OutOfMemoryError
 from fourfold.imaging import Canvas
 from fourfold.telemetry import Metrics
 from fourfold.worker import process
@@ -40,6 +41,24 @@ def planning_errors(metrics: Metrics) -> float:
         metrics.registry.get_sample_value("fourfold_memory_plan_errors_total", {"role": "worker", "model_id": LANCZOS})
         or 0.0
     )
+
+
+#: The device's own program, which does not survive the loading of a network while {flag} is there.
+FRAGILE = """
+import os
+from pathlib import Path
+from fourfold.worker import child
+
+load = child.load_engine
+
+def fragile(model_id, *, settings):
+    if model_id == "{model_id}" and Path("{flag}").exists():
+        os._exit(3)
+    return load(model_id, settings=settings)
+
+child.load_engine = fragile
+child.main()
+"""
 
 
 @pytest.fixture
@@ -94,3 +113,33 @@ async def test_a_device_without_memory_for_the_smallest_tile_fails_the_job(hungr
     assert planning_errors(metrics) > 1
     process = {"role": "worker", "process": "device"}
     assert metrics.registry.get_sample_value("fourfold_process_restarts_total", process) == 0
+
+
+async def test_a_model_whose_load_kills_the_process_is_given_no_job_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After two deaths, so that the other models live; once the cause is gone it is found to load."""
+    network = "fourfold/realesr-animevideov3"
+    (tmp_path / "flag").touch()
+    (tmp_path / "fragile_child.py").write_text(FRAGILE.format(model_id=network, flag=tmp_path / "flag"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(process, "_MODULE", "fragile_child")
+    source = Canvas(tmp_path / "source.raw", 8, 8)
+    source.path.write_bytes(bytes(8 * 8 * 3))
+    limits = DeviceLimits(threads=1, memory_bytes=2**30, float32=False, capacity=1, load_timeout_s=60, job_timeout_s=60)
+
+    async def ask(device: Device, model_id: str) -> None:
+        target = Canvas(tmp_path / "target.raw", 32, 32)
+        await device.run(DeviceJob("job", model_id, source, target, safety_check=False))
+
+    async with Device(limits, {model_id: card(model_id) for model_id in (LANCZOS, network)}) as device:
+        with pytest.raises(ModelUnavailableError, match="status 3, twice"):
+            await ask(device, network)
+        assert set(device.failures) == {network}
+        await ask(device, LANCZOS)
+
+        (tmp_path / "flag").unlink()
+        async with asyncio.timeout(60):
+            while device.failures:
+                await asyncio.sleep(0.01)
+        await ask(device, network)

@@ -12,17 +12,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from fourfold.compose.common import loadable_cards
+from fourfold.compose.common import loadable_cards, own_networks
 from fourfold.compose.limits import usable_cores, usable_memory_bytes
 from fourfold.compose.models import sold_models
+from fourfold.compose.own_worker import own_settings
 from fourfold.compose.worker import device_limits, worker_cards
 from fourfold.config import Settings
 from fourfold.engine.base import EngineCard
-from fourfold.engine.registry import cards
+from fourfold.engine.registry import cards, why_not_loadable
 from fourfold.engine.safety_choice import locate_checker
 from fourfold.engine.settings import has_bf16
 from fourfold.engine.weights import read_weights
 from fourfold.errors import ConfigError, FourfoldError
+from fourfold.orchestrator.models import own_models
 from fourfold.processes.sockets import listen
 
 _NEEDED_PYTHON: Final = (3, 11)
@@ -53,7 +55,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _port("gateway", settings.gateway.host, settings.gateway.port)
     yield _port("orchestrator", settings.orchestrator.host, settings.orchestrator.port)
     yield _disk(settings.data_dir)
-    yield _offers(settings)
+    yield from _offers(settings)
     for card in loadable_cards(settings.worker).values():
         yield _weights(card)
     yield _safety(settings.worker.safety_checker)
@@ -148,13 +150,25 @@ def _torch(wanted: str) -> Iterator[Finding]:
         yield Finding("torch", Verdict.OK, version)
 
 
-def _offers(settings: Settings) -> Finding:
+def _offers(settings: Settings) -> Iterator[Finding]:
+    """Look at what is sold; what cannot be loaded yet stops nothing from starting."""
     try:
         models = sold_models(settings.orchestrator.models, settings.worker)
         worker_cards(settings.worker)
+        own = own_models(models)
+        worker = own_settings(settings.worker, own) if own else settings.worker
+        missing = {
+            model_id: why
+            for model_id in worker_cards(worker)
+            if (why := why_not_loadable(model_id, worker.model_paths, own_networks(worker))) is not None
+        }
     except ConfigError as exc:
-        return Finding("models", Verdict.FAIL, exc.message, "put it right, else nothing starts")
-    return Finding("models", Verdict.OK, f"{len(models)} on sale: {', '.join(model.model_id for model in models)}")
+        yield Finding("models", Verdict.FAIL, exc.message, "put it right, else nothing starts")
+        return
+    ids = [model_id for model_id in dict.fromkeys(model.model_id for model in models) if model_id not in missing]
+    yield Finding("models", Verdict.OK, f"{len(ids)} on sale: {', '.join(ids) or 'none'}")
+    for model_id, why in missing.items():
+        yield Finding(model_id, Verdict.WARN, why, "put it right: the model is not offered before it can be loaded")
 
 
 def _port(role: str, host: str, port: int) -> Finding:

@@ -12,7 +12,7 @@ import httpx2
 from fourfold.compose.common import reachable
 from fourfold.config import GatewaySettings, OrchestratorSettings, Settings, WorkerSettings
 from fourfold.errors import ConfigError, InvalidParameterError
-from fourfold.protocol import routes
+from fourfold.protocol import routes, wire
 
 _ANSWER_BYTES: Final = 64 * 1024
 
@@ -41,13 +41,17 @@ def _read_gateway(answer: Mapping[str, Any]) -> Health:
 
 
 def _read_orchestrator(answer: Mapping[str, Any]) -> Health:
-    is_accepting = answer.get("accepting") is True
-    return Health(is_accepting, "accepts jobs" if is_accepting else "accepts no jobs: it is shutting down")
+    if answer.get("accepting") is not True:
+        return Health(False, "accepts no jobs: it is shutting down")
+    withdrawn = [str(model_id) for model_id in answer.get("withdrawn", [])]
+    return Health(True, "; ".join(["accepts jobs", *(f"{model_id} cannot be had now" for model_id in withdrawn)]))
 
 
 def _read_worker(answer: Mapping[str, Any]) -> Health:
     status = str(answer.get("status"))
-    return Health(status in {"OK", "IDLE"}, status)
+    rows = [row for row in answer.get("models", []) if isinstance(row, dict) and "failure" in row]
+    missing = [f"{row.get('model_id')} cannot be had now: {row['failure']}" for row in rows]
+    return Health(status in {"OK", "IDLE"}, "; ".join([status, *missing]))
 
 
 _ROLE_TO_QUESTION: Final[Mapping[str, _Question]] = MappingProxyType(
@@ -80,7 +84,8 @@ def ask(role: str, url: str, *, timeout_s: float) -> Health:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     asked = url.rstrip("/") + question.path
     try:
-        reply = httpx2.get(asked, timeout=timeout_s, trust_env=False, verify=context)
+        ours = {wire.PROTOCOL_HEADER: wire.PROTOCOL_VERSION}
+        reply = httpx2.get(asked, headers=ours, timeout=timeout_s, trust_env=False, verify=context)
         answer = json.loads(reply.content[:_ANSWER_BYTES])
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as exc:
         raise InvalidParameterError(

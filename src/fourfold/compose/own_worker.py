@@ -10,7 +10,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from fourfold.config import NetworkSettings, Settings, to_json
+from fourfold.config import NetworkSettings, Settings, WorkerSettings, to_json
 from fourfold.errors import ConfigError
 from fourfold.orchestrator.models import ModelConfig
 from fourfold.processes.role import RoleProcess
@@ -40,25 +40,8 @@ class OwnWorker:
 @asynccontextmanager
 async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics: Metrics) -> AsyncIterator[OwnWorker]:
     """Yield a worker for *models* that starts now; it is restarted when it dies and gone afterwards."""
-    compiled = _compiled_models(models)
     token = secrets.token_urlsafe(32)
-    capacity = max(settings.worker.capacity, *(model.capacity for model in models))
-    ids = tuple(dict.fromkeys(model.model_id for model in models))
-    theirs = settings.worker.model_copy(
-        update={
-            "host": "127.0.0.1",
-            "port": 0,
-            "pipeline": PIPELINE,
-            "model_id": None,
-            "models": ids,
-            "warm": tuple(dict.fromkeys(model.model_id for model in models if model.warm)),
-            "auth_token": SecretStr(token),
-            "capacity": capacity,
-            "compile_models": settings.worker.compile_models if compiled is None else compiled,
-            "model_paths": settings.worker.model_paths | _folders(models),
-            "networks": settings.worker.networks | _networks(models),
-        }
-    )
+    theirs = own_settings(settings.worker, models).model_copy(update={"auth_token": SecretStr(token)})
     process = RoleProcess(
         "worker",
         # Its state lies in ours: a worker that somebody starts beside us with the same data folder has its own.
@@ -67,7 +50,26 @@ async def own_worker(settings: Settings, models: Sequence[ModelConfig], metrics:
         on_restart=metrics.restarted,
     )
     async with process:
-        yield OwnWorker(process, token, ids, capacity + theirs.queue)
+        yield OwnWorker(process, token, theirs.models, theirs.capacity + theirs.queue)
+
+
+def own_settings(worker: WorkerSettings, models: Sequence[ModelConfig]) -> WorkerSettings:
+    """Return the settings of the orchestrator's own worker for *models*, but for its token. Raises: ConfigError."""
+    compiled = _compiled_models(models)
+    return worker.model_copy(
+        update={
+            "host": "127.0.0.1",
+            "port": 0,
+            "pipeline": PIPELINE,
+            "model_id": None,
+            "models": tuple(dict.fromkeys(model.model_id for model in models)),
+            "warm": tuple(dict.fromkeys(model.model_id for model in models if model.warm)),
+            "capacity": max(worker.capacity, *(model.capacity for model in models)),
+            "compile_models": worker.compile_models if compiled is None else compiled,
+            "model_paths": worker.model_paths | _folders(models),
+            "networks": worker.networks | _networks(models),
+        }
+    )
 
 
 def _folders(models: Sequence[ModelConfig]) -> dict[str, Path]:

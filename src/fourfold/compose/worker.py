@@ -40,11 +40,16 @@ def worker_cards(settings: WorkerSettings) -> Mapping[str, EngineCard]:
         # A network that was named and cannot be had is an error of the settings, not something to leave out.
         wanted = settings.models or (*loadable_cards(settings), *networks)
     try:
-        return {model_id: registry.card(model_id, networks) for model_id in wanted}
+        found = {model_id: registry.card(model_id, networks) for model_id in wanted}
     except UnknownModelError as exc:
         raise ConfigError(f"worker.models: {exc.message}") from exc
     except ModelUnavailableError as exc:
         raise ConfigError(f"worker.networks: {exc.message}") from exc
+    strays = sorted(model_id for model_id in settings.model_paths if not registry.takes_folder(model_id))
+    if strays:
+        known = ", ".join(model_id for model_id in registry.cards() if registry.takes_folder(model_id))
+        raise ConfigError(f"worker.model_paths, or path of a model: {strays[0]!r} takes no folder; {known} does")
+    return found
 
 
 def device_limits(settings: WorkerSettings, kernels: Path | None = None) -> DeviceLimits:

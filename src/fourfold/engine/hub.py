@@ -7,6 +7,8 @@ Nothing here runs when a model is loaded.
 
 import errno
 import importlib.util
+import json
+import re
 import shutil
 import urllib.parse
 from collections.abc import Iterator
@@ -28,7 +30,7 @@ from fourfold.engine.hub_pins import (
 from fourfold.engine.hub_plan import INDEX, RemoteFile, needed_files
 from fourfold.engine.sd_x4_files import PIPE_CLASS, check_folder, read_json
 from fourfold.errors import (
-    InvalidParameterError,
+    ConfigError,
     ModelUnavailableError,
     NotFoundError,
     StorageFullError,
@@ -38,6 +40,9 @@ from fourfold.processes.lock import FolderLock
 
 _MAIN: Final = "main"
 _SLACK_BYTES: Final = 2**26  #: left free on the disk
+_REFUSALS: Final = (401, 403, 451)
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
+_ETAG: Final = re.compile(r"[0-9A-Za-z]{1,128}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +78,27 @@ def look_up(model_id: str, *, revision: str | None = None) -> Listing:
 
     Raises:
         InvalidParameterError: *model_id* is no hub id.
-        UnreachableError: the hub does not answer, or we are told to stay offline.
+        ConfigError: HF_ENDPOINT is no URL.
+        UnreachableError: the hub does not answer, answers something else, or we are told to stay offline.
         ModelUnavailableError: there is no such model or revision, it is gated, or it is nothing that runs here.
     """
     require_library()
     from huggingface_hub import HfApi
 
     with _translated(model_id, revision):
+        repository_folder(model_id)  # an id that is none is refused before anybody is asked
         pin = read_pin(model_id) if revision is None else None
         asked = revision or (pin.revision if pin else _MAIN)
         api = HfApi()
-        found = api.model_info(model_id, revision=pin.commit if pin else asked, files_metadata=True)
+        _check_endpoint(api.endpoint)
+        try:
+            found = api.model_info(model_id, revision=pin.commit if pin else asked, files_metadata=True)
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as exc:
+            raise UnreachableError(
+                f"{api.endpoint} answers something else than a hub does; look at HF_ENDPOINT, or log in to the network"
+            ) from exc
+        if not _COMMIT.match(str(found.sha)):
+            raise UnreachableError(f"{api.endpoint} names no commit of {model_id}, but {str(found.sha)[:80]!r}")
         files = [
             RemoteFile(
                 file.rfilename,
@@ -113,9 +128,9 @@ def pull(listing: Listing) -> Pin:
         ConfigError: another process pulls the same model.
     """
     folder = repository_folder(listing.model_id)
-    with _translated(listing.model_id, listing.revision), FolderLock(folder):
+    with _translated(listing.model_id, listing.revision), _locked(folder):
         missing = [file for file in listing.files if not _is_here(listing, file)]
-        _check_space(listing.model_id, missing)
+        _check_space(listing.model_id, folder, missing)
         for file in missing:
             _fetch(listing, file)
             if file.name == INDEX:
@@ -141,7 +156,7 @@ def remove(model_id: str) -> int:
         folder = repository_folder(model_id)
         if not folder.is_dir():
             raise NotFoundError(f"{model_id} is not in the hub's cache, {cache_folder()}")
-        with FolderLock(folder):  # not under the feet of a pull
+        with _locked(folder):  # not under the feet of a pull
             freed = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
             # The library first: content may be shared between models, and it alone knows.
             for repository in scan_cache_dir(cache_folder()).repos:
@@ -151,6 +166,17 @@ def remove(model_id: str) -> int:
         shutil.rmtree(folder, ignore_errors=True)  # unfinished downloads
         shutil.rmtree(cache_folder() / ".locks" / folder.name, ignore_errors=True)
         return freed
+
+
+def _check_endpoint(endpoint: str) -> None:
+    """Raise ConfigError unless *endpoint* is the URL of a server."""
+    try:
+        parts = urllib.parse.urlsplit(endpoint)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise ConfigError(f"HF_ENDPOINT must be a hub's URL, http(s)://host[:port], got {endpoint!r}")
 
 
 def _licence(found: Any) -> str:
@@ -185,14 +211,26 @@ def _is_intact(path: Path, file: RemoteFile) -> bool:
     return file.git_oid is None or git_oid_of(path) == file.git_oid
 
 
-def _check_space(model_id: str, missing: list[RemoteFile]) -> None:
-    needed = sum(file.size for file in missing)
+def _locked(folder: Path) -> FolderLock:
+    return FolderLock(folder, name="hub's cache", advice="it pulls or removes the same model; wait until it has ended")
+
+
+def _check_space(model_id: str, folder: Path, missing: list[RemoteFile]) -> None:
+    needed = sum(max(0, file.size - _bytes_there(folder, file)) for file in missing)
     free = shutil.disk_usage(cache_folder()).free
     if missing and needed + _SLACK_BYTES > free:
         raise StorageFullError(
             f"{model_id} needs {needed / 1e9:.2f} GB more, {cache_folder()} has {free / 1e9:.2f} GB free; make room, "
             "or name another folder: HF_HOME=/folder"
         )
+
+
+def _bytes_there(folder: Path, file: RemoteFile) -> int:
+    """Return how much of *file* an earlier try left; a blob goes by its content's name."""
+    try:
+        return (folder / "blobs" / f"{file.sha256 or file.git_oid}.incomplete").stat().st_size
+    except OSError:
+        return 0
 
 
 def _check_kind(listing: Listing, index: Path) -> None:
@@ -209,7 +247,11 @@ def _fetch(listing: Listing, file: RemoteFile) -> None:
 
     url = hf_hub_url(listing.model_id, file.name, revision=listing.commit)
     remote = get_hf_file_metadata(url)
+    if not _ETAG.match(str(remote.etag)):  # it becomes a file's name
+        raise UnreachableError(f"the hub names the content of {file.name} {str(remote.etag)[:80]!r}; expected a hash")
     blob = repository_folder(listing.model_id) / "blobs" / str(remote.etag)
+    if blob.exists() and not _is_intact(blob, file):
+        blob.unlink()
     if not blob.exists():
         blob.parent.mkdir(parents=True, exist_ok=True)
         partial = blob.with_name(f"{blob.name}.incomplete")
@@ -229,6 +271,7 @@ def _fetch(listing: Listing, file: RemoteFile) -> None:
 
 def _download(url: str, location: str, partial: Path, file: RemoteFile) -> bool:
     """Append to *partial* what it lacks of *file*; say whether something was there before."""
+    from huggingface_hub.errors import HTTPError
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -240,14 +283,22 @@ def _download(url: str, location: str, partial: Path, file: RemoteFile) -> bool:
     with partial.open("ab") as stream:
         there = stream.tell()
         if there < file.size:
-            http_get(
-                location,
-                stream,
-                resume_size=there,
-                headers=headers,
-                expected_size=file.size,
-                displayed_filename=file.name,
-            )
+            try:
+                http_get(
+                    location,
+                    stream,
+                    resume_size=there,
+                    headers=headers,
+                    expected_size=file.size,
+                    displayed_filename=file.name,
+                )
+            except OSError as exc:
+                if exc.errno is not None or isinstance(exc, HTTPError):
+                    raise
+                raise UnreachableError(  # the library's word for another number of bytes
+                    f"{file.name} came with another size than the {file.size} bytes that the hub lists; run the "
+                    "command again"
+                ) from exc
     return there > 0
 
 
@@ -263,8 +314,6 @@ def _translated(model_id: str, revision: str | None) -> Iterator[None]:
         raise UnreachableError(
             f"{model_id} cannot be asked for: HF_HUB_OFFLINE is set, which forbids it; unset it and try again"
         ) from exc
-    except errors.HFValidationError as exc:
-        raise InvalidParameterError(f"expected a model's id as in stabilityai/name, got {model_id!r}") from exc
     except errors.GatedRepoError as exc:
         raise ModelUnavailableError(
             f"{model_id} is gated: accept its terms at {hub}/{model_id}, then log in with: hf auth login"
@@ -280,6 +329,11 @@ def _translated(model_id: str, revision: str | None) -> Iterator[None]:
     except errors.EntryNotFoundError as exc:
         raise ModelUnavailableError(f"a file of {model_id} is listed by {hub} and not there; try again later") from exc
     except errors.HfHubHTTPError as exc:
+        if exc.response.status_code in _REFUSALS:
+            raise ModelUnavailableError(
+                f"{hub} refuses {model_id} ({exc.response.status_code}): log in with an account that may have it: "
+                "hf auth login; HF_TOKEN, where it is set, comes before that"
+            ) from exc
         raise UnreachableError(
             f"{hub} answered {exc.response.status_code} for {model_id}; run the command again, it goes on from there"
         ) from exc

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
-from fourfold.errors import ModelUnavailableError
+from fourfold.errors import InvalidParameterError, ModelUnavailableError
 
 _PIN: Final = "fourfold.json"
 _CHUNK_BYTES: Final = 2**20
@@ -58,14 +58,23 @@ def cache_folder() -> Path:
 
 
 def repository_folder(model_id: str) -> Path:
-    """Return where the cache keeps *model_id*."""
+    """Return where the cache keeps *model_id*. Raises: InvalidParameterError if it is no hub id."""
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import validate_repo_id
 
+    try:
+        validate_repo_id(model_id)
+    except HFValidationError as exc:
+        raise InvalidParameterError(f"expected a model's id as in stabilityai/name, got {model_id[:200]!r}") from exc
     return cache_folder() / str(repo_folder_name(repo_id=model_id, repo_type="model"))
 
 
 def read_pin(model_id: str) -> Pin | None:
-    """Return the pin of *model_id*, None where it was never pulled. Raises: ModelUnavailableError if it is damaged."""
+    """Return the pin of *model_id*, None where it was never pulled.
+
+    Raises: InvalidParameterError if *model_id* is no hub id; ModelUnavailableError if the pin is damaged.
+    """
     return _read(repository_folder(model_id) / _PIN)
 
 
@@ -123,7 +132,7 @@ def _read(path: Path) -> Pin | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         files = tuple(PinnedFile(**file) for file in values.pop("files"))
         return Pin(**values, files=files)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter where a file stands in the cache's place
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
         raise ModelUnavailableError(

@@ -234,6 +234,11 @@ def why_not_loadable(
     return None
 
 
+def takes_folder(model_id: str) -> bool:
+    """Return whether the files of *model_id* may lie in a folder of the operator's; False for a model of others."""
+    return model_id in _ID_TO_ENTRY and _ID_TO_ENTRY[model_id].finder is not None
+
+
 def is_compilable(model_id: str, device: str | None = None) -> bool:
     """Return whether the kernels of *model_id* can be compiled further; False, too, for a model of others.
 

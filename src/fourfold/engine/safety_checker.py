@@ -8,14 +8,16 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPVisionModel
 
+from fourfold.engine.full_memory import comes_from_want_of_memory
 from fourfold.engine.sd_x4_files import read_json
-from fourfold.errors import InvalidImageError, ModelUnavailableError
+from fourfold.errors import InvalidImageError, ModelUnavailableError, OutOfMemoryError
 
 #: How much lower the thresholds of all concepts are once one of special care is near.
 _SPECIAL_CARE: Final = 0.01
@@ -29,20 +31,26 @@ class SafetyChecker:
     def __init__(self, weights: Path, *, threads: int) -> None:
         """Load *weights*, a safetensors file with its configuration beside it.
 
-        Raises: ModelUnavailableError if it is damaged or no such checker.
+        Raises:
+            OutOfMemoryError: there is no memory for it.
+            ModelUnavailableError: it is damaged or no such checker.
         """
         torch.set_num_threads(threads)
         folder = weights.parent
         try:
             tensors = {name: tensor.float() for name, tensor in load_file(weights).items()}
             config = CLIPConfig.from_pretrained(folder, local_files_only=True).vision_config
-            self._model = CLIPVisionModel(config).eval().requires_grad_(False)
+            with init_empty_weights(include_buffers=False):  # else its weights would stand in memory twice
+                self._model = CLIPVisionModel(config)
             _fill(self._model, tensors)
+            self._model.eval().requires_grad_(False)
             self._projection = tensors["visual_projection.weight"]
             self._concepts = tensors["concept_embeds"], tensors["concept_embeds_weights"]
             self._special = tensors["special_care_embeds"], tensors["special_care_embeds_weights"]
             self._input = _Input.read(folder / "preprocessor_config.json", config.image_size)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as exc:
+            if comes_from_want_of_memory(exc):
+                raise OutOfMemoryError(f"there is no memory left to load {weights}") from exc
             raise ModelUnavailableError(f"{weights} is no safety checker: {type(exc).__name__}: {exc}") from exc
 
     def score(self, rgb: NDArray[np.uint8]) -> float:
@@ -116,7 +124,7 @@ def _fill(model: Any, tensors: dict[str, torch.Tensor]) -> None:
     missing = sorted(wanted.keys() - given.keys())
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, the first is {missing[0]}")
-    model.load_state_dict({name: given[bare] for bare, name in wanted.items()})
+    model.load_state_dict({name: given[bare] for bare, name in wanted.items()}, assign=True)
 
 
 def _bare(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -17,6 +19,8 @@ CHECKER: Final = "CompVis/stable-diffusion-safety-checker"
 
 _PLAIN_FILES: Final = ("config.json", "preprocessor_config.json")
 _WEIGHTS: Final = ("model.fp16.safetensors", "model.safetensors")
+_FLOAT32_BYTES: Final = 4
+_MAX_HEADER_BYTES: Final = 2**24
 
 
 class Classifier(Protocol):
@@ -50,6 +54,23 @@ def locate_checker(folder: Path | None) -> Path | None:
         return _weights(cached_snapshot(CHECKER))
     except ModelUnavailableError:
         return None
+
+
+def checker_bytes(weights: Path | None) -> int:
+    """Return the memory, of the CPU on any device, that the stock checker takes once it is loaded: it is in float32.
+
+    Args: *weights*, its safetensors file; None, for the embedded classifier, or a damaged one: nothing to speak of.
+    """
+    if weights is None:
+        return 0
+    try:
+        with weights.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, _MAX_HEADER_BYTES)))
+        shapes: list[list[int]] = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
+        return sum(math.prod(shape) for shape in shapes) * _FLOAT32_BYTES
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return 0  # it will be told apart when it is loaded
 
 
 def make_classifier(*, threads: int, folder: Path | None = None) -> Classifier:

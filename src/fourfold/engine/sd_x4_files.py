@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fourfold.errors import ModelUnavailableError
+from fourfold.errors import InvalidParameterError, ModelUnavailableError
 
 PIPE_CLASS: Final = "StableDiffusionUpscalePipeline"
 NEEDED_PACKAGES: Final = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub")
@@ -76,6 +76,7 @@ def check_folder(path: Path, *, prefers_half: bool = False) -> ModelFolder:
     for name in PLAIN_FILES:
         if not (path / name).is_file():
             raise ModelUnavailableError(f"{path / name} is missing")
+        read_json(path / name)
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise ModelUnavailableError(f"{path / 'tokenizer'} holds neither tokenizer.json nor vocab.json")
     variants = ("fp16", None) if prefers_half else (None, "fp16")
@@ -91,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ModelUnavailableError(f"{path} cannot be read: {exc.strerror}") from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ModelUnavailableError(f"{path} is not JSON: {exc}") from exc
     if not isinstance(value, dict):
         raise ModelUnavailableError(f"{path} must hold a JSON object")
@@ -106,7 +107,10 @@ def _variant(folder: Path, stem: str, variants: tuple[str | None, ...]) -> str |
             return variant
         index = folder / f"{stem}.safetensors.index{infix}.json"
         if index.is_file():
-            shards = set(read_json(index).get("weight_map", {}).values())
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(_is_file_name(name) for name in weight_map.values()):
+                raise ModelUnavailableError(f"{index} must map weights to files beside it; pull or copy it anew")
+            shards = set(weight_map.values())
             absent = sorted(name for name in shards if not (folder / name).is_file())
             if absent or not shards:
                 raise ModelUnavailableError(f"{folder} lacks {', '.join(absent) or 'every shard'} of {index.name}")
@@ -116,6 +120,10 @@ def _variant(folder: Path, stem: str, variants: tuple[str | None, ...]) -> str |
             f"{folder} has pickled weights only, which may run code; {stem}.safetensors is needed"
         )
     raise ModelUnavailableError(f"{folder / stem}.safetensors is missing")
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name == Path(name).name
 
 
 def cached_snapshot(model_id: str) -> Path:
@@ -131,7 +139,7 @@ def cached_snapshot(model_id: str) -> Path:
     try:
         pin = read_pin(model_id)
         return pin.folder if pin else Path(huggingface_hub.snapshot_download(model_id, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError) as exc:
+    except (LocalEntryNotFoundError, HFValidationError, InvalidParameterError, OSError) as exc:
         raise ModelUnavailableError(
             f"the files of {model_id} are not on this machine; fetch them with: fourfold models pull {model_id}, "
             f"or name their folder: [worker] model_paths = {{ {model_id!r} = '/folder' }}"

@@ -1,5 +1,6 @@
 """Load the parts of a ``StableDiffusionUpscalePipeline`` that upscaling uses, and check that they fit our own loop."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,16 +8,21 @@ from typing import Any, Final
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging as transformers_logging
 
+from fourfold.engine.base import Mode
+from fourfold.engine.full_memory import comes_from_want_of_memory
 from fourfold.engine.sd_x4_files import ModelFolder, read_json
 from fourfold.engine.sd_x4_schedule import Sampler
-from fourfold.errors import ModelUnavailableError
+from fourfold.errors import ModelUnavailableError, OutOfMemoryError
 
 SCALING_FACTOR: Final = 0.08333
 """Of the latents, where the model's old configuration does not say. Source: diffusers issue #5215."""
+
+_SOME_STEPS: Final = 2
 
 _UNET_MUST_BE: Final[Mapping[str, Any]] = {
     "class_embed_type": None,
@@ -55,16 +61,25 @@ class Modules:
 def load_modules(folder: ModelFolder, *, device: torch.device) -> Modules:
     """Load *folder* onto *device*: float16 on a GPU, float32 on a CPU.
 
-    Raises: ModelUnavailableError if a file is damaged or the model's shape is not one that our loop computes exactly.
+    Raises:
+        OutOfMemoryError: there is no memory for it.
+        ModelUnavailableError: a file is damaged or the model's shape is not one that our loop computes exactly.
     """
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()  # it would stand in the worker's log
     is_gpu = device.type != "cpu"
     dtype = torch.float16 if is_gpu else torch.float32
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of libraries about one another; what matters is checked below
             modules = _load(folder, device, dtype)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as exc:
-        raise ModelUnavailableError(f"{folder.path} cannot be loaded: {type(exc).__name__}: {exc}") from exc
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, SafetensorError) as exc:
+        if comes_from_want_of_memory(exc):
+            raise OutOfMemoryError(f"there is no memory left to load {folder.path}") from exc
+        raise ModelUnavailableError(
+            f"{folder.path} cannot be loaded: {type(exc).__name__}: {str(exc).strip()}; if a file is damaged, pull or "
+            "copy the model anew"
+        ) from exc
     if is_gpu:
         modules.unet.to(memory_format=torch.channels_last)
         modules.vae.to(memory_format=torch.channels_last)
@@ -72,16 +87,21 @@ def load_modules(folder: ModelFolder, *, device: torch.device) -> Modules:
 
 
 def _load(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> Modules:
-    disable_progress_bar()  # it would be drawn into the log
-
     def read(kind: Any, part: str) -> Any:
-        module = kind.from_pretrained(
+        module, told = kind.from_pretrained(
             folder.path / part,
             variant=folder.part_to_variant[part],
             use_safetensors=True,
             local_files_only=True,
             torch_dtype=dtype,
+            output_loading_info=True,
         )
+        missing = sorted(told["missing_keys"])
+        if missing:  # transformers would make them up, with a note in the log
+            raise ModelUnavailableError(
+                f"{folder.path / part} lacks {len(missing)} of its weights, among them {missing[0]}; pull or copy the "
+                "model anew"
+            )
         return module.to(device).eval().requires_grad_(False)
 
     unet, vae, text_encoder = (
@@ -107,6 +127,8 @@ def _load(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> Modu
         decode_dtype=dtype,
     )
     _check(modules, folder)
+    for mode in Mode:
+        modules.sampler.steps(_SOME_STEPS, mode)  # numbers that no job could be computed with are told now
     return modules
 
 
@@ -122,7 +144,7 @@ def _check(modules: Modules, folder: ModelFolder) -> None:
             f"{folder.path}: the UNet takes {config.in_channels} channels, expected {channels}: {vae.latent_channels} "
             "of latents and 3 of the picture"
         )
-    if not config.num_class_embeds or config.num_class_embeds <= modules.max_noise_level:
+    if not config.num_class_embeds or not 0 <= modules.max_noise_level < config.num_class_embeds:
         raise ModelUnavailableError(
             f"{folder.path}: the UNet knows {config.num_class_embeds} noise levels, max_noise_level is "
             f"{modules.max_noise_level}"
@@ -132,5 +154,10 @@ def _check(modules: Modules, folder: ModelFolder) -> None:
             f"{folder.path}: the text encoder gives {modules.text_encoder.config.hidden_size} numbers a token, the "
             f"UNet wants {config.cross_attention_dim}"
         )
+    largest, words = max(modules.tokenizer.get_vocab().values()), modules.text_encoder.config.vocab_size
+    if largest >= words:  # on a GPU a prompt with such a token would end the process
+        raise ModelUnavailableError(f"{folder.path}: the tokenizer has a token {largest}, the text encoder {words}")
+    if not (math.isfinite(modules.scaling_factor) and modules.scaling_factor > 0):
+        raise ModelUnavailableError(f"{folder.path}: the VAE's scaling_factor is {modules.scaling_factor}")
     if 2 ** (len(vae.block_out_channels) - 1) != 4:
         raise ModelUnavailableError(f"{folder.path}: the VAE does not enlarge four times")

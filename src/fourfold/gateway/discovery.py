@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from fourfold.errors import Blame, FourfoldError, NoOrchestratorError, UnreachableError
+from fourfold.errors import Blame, FourfoldError, ModelUnavailableError, NoOrchestratorError, UnreachableError
 from fourfold.gateway.orchestrator_url import OrchestratorUrl, parse_orchestrator_url
 from fourfold.gateway.pinning import Pins
 from fourfold.gateway.ports import Clock, SystemClock
@@ -24,6 +24,7 @@ from fourfold.protocol.units import Pixels
 log = logging.getLogger(__name__)
 
 _PENALTY_S: Final = 30.0
+_EVERY_MODEL: Final = ""
 #: Part of a token's life at whose end it is replaced before use, as go-livepeer does.
 _LAST_PART: Final = 0.1
 #: Pause before an orchestrator that did not answer is asked once more, and then forgotten until it answers again.
@@ -45,7 +46,7 @@ class _Peer:
     rounds: int = 0  #: how often it was asked, whatever came
     failures: int = 0  #: in a row
     trouble: str | None = None  #: why the last round failed; None = it did not
-    penalised_until_s: float = 0.0  #: monotonic clock
+    penalised_until_s: dict[str, float] = field(default_factory=dict)  #: monotonic clock, by model or `_EVERY_MODEL`
     s_per_megapixel: dict[str, float] = field(default_factory=dict)
     open_jobs: dict[str, int] = field(default_factory=dict)
     speaks_ours: bool = False  #: an answer of its showed our additions
@@ -112,7 +113,9 @@ class Discovery:
                     is_ours=peer.speaks_ours or is_ours(quote.version),
                     open_jobs=max(peer.open_jobs.get(quote.model_id, 0), quote.capacity_in_use),
                     s_per_megapixel=peer.s_per_megapixel.get(quote.model_id, 0.0),
-                    is_penalised=now_s < peer.penalised_until_s,
+                    is_penalised=any(
+                        now_s < peer.penalised_until_s.get(of, 0.0) for of in (quote.model_id, _EVERY_MODEL)
+                    ),
                 )
                 # An orchestrator that was configured under two names is one orchestrator.
                 offers.setdefault((quote.url, quote.model_id), offer)
@@ -168,14 +171,19 @@ class Discovery:
         measured = seconds / max(input_pixels / 1_000_000, 1e-6)
         before = peer.s_per_megapixel.get(offer.model_id, measured)
         peer.s_per_megapixel[offer.model_id] = before + _NEWEST_WEIGHT * (measured - before)
-        peer.penalised_until_s = 0.0
+        for of in (offer.model_id, _EVERY_MODEL):
+            peer.penalised_until_s.pop(of, None)
 
     def note_failure(self, offer: Offer, error: FourfoldError) -> None:
-        """Let a worker's fault count against *offer*'s orchestrator for a short while; nobody else's does."""
+        """Let a worker's fault count against *offer*'s orchestrator for a short while; nobody else's does.
+
+        One that cannot load the model counts against it for that model alone.
+        """
         peer = self._peers[offer.orchestrator]
         if error.blame is Blame.WORKER:
-            peer.penalised_until_s = self._clock.monotonic() + _PENALTY_S
-        if isinstance(error, UnreachableError | NoOrchestratorError):
+            of = offer.model_id if isinstance(error, ModelUnavailableError) else _EVERY_MODEL
+            peer.penalised_until_s[of] = self._clock.monotonic() + _PENALTY_S
+        if isinstance(error, UnreachableError | NoOrchestratorError | ModelUnavailableError):
             peer.wake.set()
 
     def look_again(self) -> None:

@@ -20,6 +20,7 @@ from fourfold.errors import (
     DeadlineExceededError,
     EngineCrashedError,
     FourfoldError,
+    ModelUnavailableError,
     NetworkError,
     NoCapacityError,
     NoOrchestratorError,
@@ -239,6 +240,8 @@ class Dispatcher:
         while True:
             ranked = rank(self._discovery.offers(model_id), input_pixels=pixels, max_price=self._max_price)
             offer = next((o for o in ranked if o.orchestrator not in attempts.tried), None)
+            if not ranked and isinstance(attempts.last_error, ModelUnavailableError):
+                raise attempts.last_error  # the last one took it back: its files are wrong, and will be for a while
             if offer is None or self._line.is_behind(model_id, task.number):
                 await self._wait_for_room(task, is_offered=bool(ranked))
                 continue

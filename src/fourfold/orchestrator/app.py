@@ -92,6 +92,7 @@ def create_app(
         up=lambda: sum(worker.is_ready for worker in workers.workers),
         down=lambda: sum(not worker.is_ready for worker in workers.workers),
     )
+    metrics.watch_models(prices.models, is_available=lambda model_id: not workers.is_withdrawn(model_id))
     requests = JobRequests(
         Counter(admission, workers, metrics),
         results,
@@ -101,7 +102,16 @@ def create_app(
         metrics=metrics,
     )
     metrics.watch_jobs(in_flight=lambda: len(requests.jobs), queued=lambda: requests.jobs.queued + workers.waiting)
-    return OrchestratorApp(offering, requests, results, address, settings=settings, workers=workers, metrics=metrics)
+    return OrchestratorApp(
+        offering,
+        requests,
+        results,
+        address,
+        models=prices.models,
+        settings=settings,
+        workers=workers,
+        metrics=metrics,
+    )
 
 
 class ServiceAddress:
@@ -135,11 +145,13 @@ class OrchestratorApp:
         results: ResultStore,
         address: ServiceAddress,
         *,
+        models: Sequence[str],
         settings: OrchestratorSettings,
         workers: Workers,
         metrics: Metrics,
     ) -> None:
         self.requests = requests
+        self._models = tuple(models)
         self._offering = offering
         self._results = results
         self._address = address
@@ -229,8 +241,9 @@ class OrchestratorApp:
         return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     async def _healthz(self, _: Request) -> Response:
-        """Say that the process lives."""
-        return JSONResponse({"status": "OK", "accepting": self.requests.accepting})
+        """Say that the process lives, and what it sells and cannot do now; why is for the log, which is not public."""
+        withdrawn = [model_id for model_id in self._models if self._workers.is_withdrawn(model_id)]
+        return JSONResponse({"status": "OK", "accepting": self.requests.accepting, "withdrawn": withdrawn})
 
     async def _exposition(self, _: Request) -> Response:
         """Give the counters in Prometheus' text format."""

@@ -53,6 +53,8 @@ class ModelConfig:
                 raise ValueError(f"{name}: {reason}")
         if self.token is not None and self.url is None:
             raise ValueError("token: belongs to a worker at `url`, and there is none; remove it or add the url")
+        if self.path is not None and self.url is not None:
+            raise ValueError("path: is for the orchestrator's own worker; the one at `url` knows its own; remove one")
         is_network = self.path is not None and self.path.lower().endswith(_NETWORK_SUFFIX)
         if is_network != (self.sha256 is not None):
             raise ValueError(

@@ -2,11 +2,11 @@
 
 Two forms of the question. Without capabilities: everything there is, with a price list. With capability 30, its
 capacity and a model's constraint: the exact price of that model. Ours names prices off-chain, too, so that a gateway
-can tell its user what a picture would cost; Livepeer's leaves them out.
+can tell its user what a picture would cost; Livepeer's leaves them out. A model that is withdrawn is in neither.
 Source: go-livepeer ``server/rpc.go`` orchestratorInfo, ``core/orchestrator.go`` priceInfo.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -33,11 +33,14 @@ class Offering:
         self._workers = workers
         self._tokens = tokens
 
-    def capabilities(self) -> pb.Capabilities:
-        """Return what can be done now. A model whose workers are all down stays listed, at capacity 0."""
+    def capabilities(self, model_ids: Iterable[str] | None = None) -> pb.Capabilities:
+        """Return what can be done with *model_ids*, None: all that are sold.
+
+        A model whose workers are all down is listed at capacity 0.
+        """
         ready = [worker for worker in self._workers.workers if worker.is_ready]
         return offer(
-            (self._model(model_id) for model_id in self._model_to_warm),
+            (self._model(model_id) for model_id in (self._model_to_warm if model_ids is None else model_ids)),
             capacity=sum(worker.endpoint.capacity for worker in ready),
             version=VERSION,
         )
@@ -45,14 +48,18 @@ class Offering:
     def answer(self, request: pb.OrchestratorRequest, *, url: str) -> pb.OrchestratorInfo:
         """Return the answer to *request*; *url* is where this gateway reaches this orchestrator."""
         gateway = "0x" + request.address.hex() if request.address else ANY_GATEWAY
-        info = pb.OrchestratorInfo(transcoder=url, capabilities=self.capabilities(), auth_token=self._tokens.issue())
+        offered = [model_id for model_id in self._model_to_warm if not self._workers.is_withdrawn(model_id)]
+        info = pb.OrchestratorInfo(
+            transcoder=url, capabilities=self.capabilities(offered), auth_token=self._tokens.issue()
+        )
         if request.HasField("capabilities"):
-            price = self._price_of(demanded_models(request.capabilities), gateway)
+            demanded = demanded_models(request.capabilities)
+            price = self._price_of(demanded, gateway) if set(demanded) <= set(offered) else None
             if price is not None:
                 info.price_info.pricePerUnit = price.price_per_unit
                 info.price_info.pixelsPerUnit = price.pixels_per_unit
             return info
-        for model_id in self._model_to_warm:
+        for model_id in offered:
             price = self._prices.quote(model_id, gateway)
             if price is not None:
                 info.capabilities_prices.add(
@@ -73,7 +80,7 @@ class Offering:
         return price_from_fraction(sum(known, Fraction(0)))
 
     def _model(self, model_id: str) -> ModelOffer:
-        ready = [worker for worker in self._workers.serving(model_id) if worker.is_ready]
+        ready = [worker for worker in self._workers.serving(model_id) if worker.can_run(model_id)]
         return ModelOffer(
             model_id,
             warm=bool(ready) and self._model_to_warm[model_id],

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ _FORGET_S: Final = 2.0
 _PROGRESS_RETRY_S: Final = 0.5
 _SHORT_BODY_BYTES: Final = 256 * 1024
 _BUFFER_BYTES: Final = 2**20
+_REASON_CHARS: Final = 500
 #: An idle connection is used again within this time, less than a worker's own patience (a Livepeer runner's is 5 s).
 _KEPT_S: Final = 2.0
 _KEPT_CONNECTIONS: Final = 8  #: idle ones, of all workers together
@@ -62,6 +63,7 @@ class Health:
 
     status: str  #: OK | IDLE | LOADING | ERROR
     is_ours: bool
+    model_to_failure: Mapping[str, str | None] | None = None  #: why each cannot be had, None if it can; None: not said
 
 
 @contextlib.asynccontextmanager
@@ -111,7 +113,15 @@ async def health(client: httpx2.AsyncClient, address: Address) -> Health:
     status = answer.get("status")
     if not isinstance(status, str):
         raise WorkerFailedError('expected {"status": ...} from the worker\'s /health')
-    return Health(status, wire.PROTOCOL_HEADER in headers)
+    return Health(status, wire.PROTOCOL_HEADER in headers, _model_to_failure(answer.get("models")))
+
+
+def _model_to_failure(listed: object) -> dict[str, str | None] | None:
+    """Return what a worker of ours says of its models; None for any other."""
+    if not isinstance(listed, list):
+        return None
+    rows = [row for row in listed if isinstance(row, dict) and isinstance(row.get("model_id"), str)]
+    return {row["model_id"]: str(row["failure"])[:_REASON_CHARS] if "failure" in row else None for row in rows}
 
 
 async def hardware(client: httpx2.AsyncClient, address: Address) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Connected workers: how each is, who has room for a model, and the one retry when a worker lets a job down.
 
-A worker's slots are shared by its models. Health is asked for in the background; a job only reads what is known.
+A worker's slots are shared by its models. Health is asked for in the background; a job only reads what is known. A
+model that no worker of its can load is withdrawn, until one can.
 """
 
 import asyncio
@@ -8,7 +9,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ import httpx2
 from fourfold.errors import (
     DeadlineExceededError,
     FourfoldError,
+    ModelUnavailableError,
     NoCapacityError,
     NotFoundError,
     OutOfMemoryError,
@@ -98,6 +100,7 @@ class ConnectedWorker:
     strikes: int = 0
     details_at: float | None = None  #: monotonic seconds
     checked_url: str | None = None  #: where it was when *status* was found out
+    failures: dict[str, str] = field(default_factory=dict)  #: models that it says it cannot have, and why
     silent: asyncio.Event = field(default_factory=asyncio.Event)  #: set while it answers no check, jobs or not
 
     @property
@@ -107,10 +110,13 @@ class ConnectedWorker:
             return False
         return self.status in worker_call.HEALTHY or (self.status == worker_call.LOADING and self.is_ours is True)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether a job would find it ready and a slot free."""
-        return self.is_ready and self.in_use < self.endpoint.capacity
+    def can_run(self, model_id: str) -> bool:
+        """Whether jobs for *model_id* may be sent."""
+        return self.is_ready and model_id not in self.failures
+
+    def has_room_for(self, model_id: str) -> bool:
+        """Whether a job would find it ready, the model to be had and a slot free."""
+        return self.can_run(model_id) and self.in_use < self.endpoint.capacity
 
     @property
     def load(self) -> tuple[bool, float]:
@@ -202,10 +208,22 @@ class Workers:
         """Return the workers of *model_id*, ready or not."""
         return [worker for worker in self.workers if model_id in worker.endpoint.models]
 
+    def is_withdrawn(self, model_id: str) -> bool:
+        """Whether every worker of *model_id* says that it cannot be had; of one that is down its last word counts."""
+        serving = self.serving(model_id)
+        return bool(serving) and all(model_id in worker.failures for worker in serving)
+
     @contextlib.contextmanager
     def reserve(self, model_id: str) -> Iterator[Slot]:
-        """Hold a slot on the least loaded worker for *model_id*. Raises: NoCapacityError if none has room."""
+        """Hold a slot on the least loaded worker for *model_id*.
+
+        Raises:
+            ModelUnavailableError: none can load it.
+            NoCapacityError: none has room.
+        """
         worker = self._with_room(model_id)
+        if worker is None and self.is_withdrawn(model_id):
+            raise ModelUnavailableError(f"{model_id} cannot be loaded here now; try another orchestrator")
         if worker is None:
             raise NoCapacityError(f"no worker for {model_id} has room now; try again later")
         worker.in_use += 1
@@ -237,7 +255,7 @@ class Workers:
 
     async def wait_ready(self, model_id: str) -> None:
         """Return once a worker for *model_id* is ready."""
-        while not any(worker.is_ready for worker in self.serving(model_id)):
+        while not any(worker.can_run(model_id) for worker in self.serving(model_id)):
             await self._changed.wait()
 
     async def own_metrics(self) -> bytes:
@@ -274,13 +292,17 @@ class Workers:
         except UnreachableError:
             self._note(worker, _DOWN, address.url)
             raise
+        except ModelUnavailableError as error:
+            if worker.is_ours:  # of others nobody would tell when it can be had again
+                self._note_failures(worker, {**worker.failures, task.fields.model_id: error.message})
+            raise
         worker.is_ours = result.by_ours
         return result
 
     async def _move(self, slot: Slot, model_id: str, error: FourfoldError) -> None:
         """Take the slot to another worker with room, or wait for the same one; raise *error* if neither can be had."""
-        # A worker that is full or too small is so in a moment, too.
-        is_same_worth_it = not isinstance(error, NoCapacityError | OutOfMemoryError)
+        # A worker that is full, too small or cannot load the model is so in a moment, too.
+        is_same_worth_it = not isinstance(error, NoCapacityError | OutOfMemoryError | ModelUnavailableError)
         self.waiting += 1
         try:
             async with asyncio.timeout(self._revive_s):
@@ -301,7 +323,7 @@ class Workers:
 
     def _with_room(self, model_id: str, besides: ConnectedWorker | None = None) -> ConnectedWorker | None:
         """Return the least loaded worker for *model_id* that has room."""
-        candidates = [w for w in self.serving(model_id) if w.has_room and w is not besides]
+        candidates = [w for w in self.serving(model_id) if w.has_room_for(model_id) and w is not besides]
         return min(candidates, key=lambda worker: worker.load, default=None)
 
     async def _keep_checking(self, worker: ConnectedWorker) -> None:
@@ -337,6 +359,8 @@ class Workers:
         if health.is_ours:
             worker.is_ours = True
         await self._ask_details(worker, address)
+        said = health.model_to_failure
+        self._note_failures(worker, {} if said is None else _failures(worker.endpoint.models, said))
         self._note(worker, health.status, url)
 
     async def _ask_details(self, worker: ConnectedWorker, address: Address) -> None:
@@ -359,10 +383,29 @@ class Workers:
             log.info(event, extra={"worker": url, "status": status, "models": len(worker.endpoint.models)})
             self._wake()
 
+    def _note_failures(self, worker: ConnectedWorker, failures: dict[str, str]) -> None:
+        """Take down which models *worker* cannot have; tell the log what is withdrawn by that, and what is back."""
+        if failures == worker.failures:
+            return
+        before = {model_id for model_id in worker.endpoint.models if self.is_withdrawn(model_id)}
+        worker.failures = failures
+        for model_id in worker.endpoint.models:
+            if self.is_withdrawn(model_id) and model_id not in before:
+                log.error("model_withdrawn", extra={"model_id": model_id, "why": failures[model_id]})
+            elif model_id in before and not self.is_withdrawn(model_id):
+                log.info("model_offered_again", extra={"model_id": model_id})
+        self._wake()
+
     def _wake(self) -> None:
         """Let everybody who waits for a change look again."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _failures(models: Sequence[str], model_to_failure: Mapping[str, str | None]) -> dict[str, str]:
+    """Return which of *models* a worker cannot have by what it says of its own, and why."""
+    reasons = {model_id: model_to_failure.get(model_id, "the worker does not run it") for model_id in models}
+    return {model_id: reason for model_id, reason in reasons.items() if reason is not None}
 
 
 async def _unless(silent: asyncio.Event, call: Coroutine[Any, Any, WorkResult], *, name: str) -> WorkResult:

@@ -23,10 +23,15 @@ _PAUSE_S: Final = 0.1
 class FolderLock(AbstractContextManager["FolderLock"]):
     """Holds ``<folder>/lock`` while open. The system lets go of it when the process dies, however it dies."""
 
-    def __init__(self, folder: Path, *, patience_s: float = 0.0) -> None:
-        """*patience_s*: how long to wait for a holder that may be about to end, as an orphan of a killed owner is."""
+    def __init__(self, folder: Path, *, patience_s: float = 0.0, name: str = "data folder", advice: str = "") -> None:
+        """*patience_s*: how long to wait for a holder that may be about to end, as an orphan of a killed owner is.
+
+        *name*, *advice*: what the folder is to people, and what to do where another process has it.
+        """
         self._folder = folder
         self._patience_s = patience_s
+        self._name = name
+        self._advice = advice or "stop it, or give this one its own --data-dir"
         self._file: IO[Any] | None = None
 
     def __enter__(self) -> "FolderLock":
@@ -35,7 +40,7 @@ class FolderLock(AbstractContextManager["FolderLock"]):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # results lie below: names are no secret here
             self._file = (self._folder / "lock").open("a+")
         except OSError as exc:
-            raise ConfigError(f"cannot use the data folder {self._folder}: {exc.strerror}") from exc
+            raise ConfigError(f"cannot use the {self._name} {self._folder}: {exc.strerror}") from exc
         deadline = time.monotonic() + self._patience_s
         while (refusal := _refusal(self._file)) is not None and time.monotonic() < deadline:
             time.sleep(_PAUSE_S)
@@ -44,9 +49,7 @@ class FolderLock(AbstractContextManager["FolderLock"]):
             holder = self._file.read(32).strip() or "unknown"
             self._file.close()
             self._file = None
-            raise ConfigError(
-                f"{self._folder} is in use by process {holder}; stop it, or give this one its own --data-dir"
-            ) from refusal
+            raise ConfigError(f"{self._folder} is in use by process {holder}; {self._advice}") from refusal
         with suppress(OSError):  # a full disk: the lock is ours all the same, it only does not say so
             self._file.truncate(0)
             os.write(self._file.fileno(), f"{os.getpid()}\n".encode())

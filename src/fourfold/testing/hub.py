@@ -8,7 +8,7 @@ import json
 import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +30,14 @@ class Repository:
     gone: set[str] = field(default_factory=set)  #: listed, and not there
     cut: dict[str, int] = field(default_factory=dict)  #: name -> bytes after which the connection drops, then 503
     damaged: dict[str, int] = field(default_factory=dict)  #: name -> how often its first byte comes wrong
+    short: dict[str, int] = field(default_factory=dict)  #: name -> bytes that come in all, as if that were the file
+    held: dict[str, int] = field(
+        default_factory=dict
+    )  #: name -> bytes after which nothing more comes, until it is let go
+    ignores_ranges: bool = False  #: sends files whole, whatever part was asked for
+    etag: str | None = None  #: of every large file, instead of its content's
+    refusal: HTTPStatus | None = None  #: of every question about the model
+    page: bytes | None = None  #: what comes instead of a description
 
     def files(self) -> dict[str, bytes]:
         """Return every file's content by its name."""
@@ -44,11 +52,16 @@ class Hub:
     repositories: dict[str, Repository]
     port: int = 0
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  #: method, path, headers of requests
+    released: threading.Event = field(default_factory=threading.Event)
 
     @property
     def endpoint(self) -> str:
         """What HF_ENDPOINT must be."""
         return f"http://localhost:{self.port}"
+
+    def let_go(self) -> None:
+        """Send the rest of what is held."""
+        self.released.set()
 
     def ranges(self) -> list[str]:
         """Return the Range headers of all requests for content."""
@@ -67,6 +80,7 @@ def serving_hub(**repositories: Repository) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.let_go()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -115,6 +129,12 @@ class _Handler(BaseHTTPRequestHandler):
         what, revision = (rest[0], rest[1]) if len(rest) == 2 else ("revision", "main")
         repository = self._repository(model_id, revision)
         if repository is None:
+            return
+        if repository.refusal is not None:
+            self._refuse(repository.refusal, "")
+            return
+        if repository.page is not None:
+            self._send(HTTPStatus.OK, repository.page, {"Content-Type": "text/html"})
             return
         files = repository.files()
         large = {
@@ -165,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
         facts = {"X-Repo-Commit": repository.commit}
         if name.endswith(LARGE):
             digest = _sha256(body)
-            facts |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(body))}
+            facts |= {"X-Linked-Etag": f'"{repository.etag or digest}"', "X-Linked-Size": str(len(body))}
             facts |= {"Location": f"http://127.0.0.1:{self.hub.port}/store/{model_id}/{digest}"}
             self._send(HTTPStatus.FOUND, b"", facts)
         else:
@@ -182,9 +202,15 @@ class _Handler(BaseHTTPRequestHandler):
         if repository.damaged.get(name, 0) > 0:
             repository.damaged[name] -= 1
             body = bytes([body[0] ^ 1]) + body[1:]
-        begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
-        status = HTTPStatus.PARTIAL_CONTENT if "Range" in self.headers else HTTPStatus.OK
-        facts = {"ETag": f'"{digest}"', "Content-Range": f"bytes {begin}-{len(body) - 1}/{len(body)}"}
+        body = body[: repository.short.get(name)]
+        is_part = "Range" in self.headers and not repository.ignores_ranges
+        begin = int(self.headers["Range"].removeprefix("bytes=").partition("-")[0]) if is_part else 0
+        status = HTTPStatus.PARTIAL_CONTENT if is_part else HTTPStatus.OK
+        facts = {"ETag": f'"{digest}"'}
+        facts |= {"Content-Range": f"bytes {begin}-{len(body) - 1}/{len(body)}"} if is_part else {}
+        if name in repository.held:
+            self._send(status, body[begin:], facts, hold_after=repository.held[name])
+            return
         if after is None:
             self._send(status, body[begin:], facts)
             return
@@ -199,14 +225,25 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, b"{}", facts)
 
     def _send(
-        self, status: HTTPStatus, body: bytes, facts: Mapping[str, Any], *, stop_after: int | None = None
+        self,
+        status: HTTPStatus,
+        body: bytes,
+        facts: Mapping[str, Any],
+        *,
+        stop_after: int | None = None,
+        hold_after: int | None = None,
     ) -> None:
         self.send_response(status)
         for name, value in {**facts, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body if stop_after is None else body[:stop_after])
+        with suppress(ConnectionError):  # who was kept waiting may have left
+            if hold_after is not None:
+                self.wfile.write(body[:hold_after])
+                self.hub.released.wait()
+                body = body[hold_after:]
+            if self.command != "HEAD":
+                self.wfile.write(body if stop_after is None else body[:stop_after])
         if stop_after is not None:
             self.close_connection = True
 

@@ -123,10 +123,14 @@ class _Routes:
             done = await unless_gone(request.receive, self._run(order, folder), name=f"job-{job_id}")
             return self._reply(request, order, done, held.pop_all().close)
 
-    async def health(self) -> Response:
-        """Say how the worker is: LOADING, OK, IDLE or ERROR. Answers while jobs run."""
+    async def health(self, request: Request) -> Response:
+        """Say how the worker is: LOADING, OK, IDLE or ERROR; to ours, too, which models it has. Answers while jobs run.
+
+        An orchestrator of ours offers those that can be had.
+        """
         ours = {wire.PROTOCOL_HEADER: wire.PROTOCOL_VERSION}  # so that an orchestrator of ours knows us
-        return JSONResponse({"status": self.worker.health}, headers=ours)
+        more = {"models": self._models()} if _is_ours(request) else {}
+        return JSONResponse({"status": self.worker.health, **more}, headers=ours)
 
     async def hardware_info(self) -> Response:
         """Describe the compute devices."""
@@ -141,14 +145,8 @@ class _Routes:
         return JSONResponse(self._identity() | {"version": __version__})
 
     async def models(self) -> Response:
-        """List the models that this worker runs, which are in memory now, and why one could not be loaded."""
-        loaded, failures = set(self.worker.device.loaded), self.worker.device.failures
-        listed = [
-            {"model_id": model_id, "loaded": model_id in loaded}
-            | ({"failure": failures[model_id].message} if model_id in failures else {})
-            for model_id in self.worker.cards
-        ]
-        return JSONResponse({"models": listed})
+        """List the models that this worker runs, which are in memory now, and why one cannot be had."""
+        return JSONResponse({"models": self._models()})
 
     async def metrics(self) -> Response:
         """Give the counters in Prometheus' text format."""
@@ -172,6 +170,14 @@ class _Routes:
                 yield f"data: {json.dumps(state)}\n\n"
 
         return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    def _models(self) -> list[dict[str, Any]]:
+        loaded, failures = set(self.worker.device.loaded), self.worker.device.failures
+        return [
+            {"model_id": model_id, "loaded": model_id in loaded}
+            | ({"failure": failures[model_id].message} if model_id in failures else {})
+            for model_id in self.worker.cards
+        ]
 
     def _identity(self) -> dict[str, Any]:
         return {"pipeline": self.settings.pipeline, "model_id": self.settings.model_id or next(iter(self.worker.cards))}

@@ -32,7 +32,7 @@ from fourfold.engine.devices import ComputeDevice, pick_device, prepare_environm
 from fourfold.engine.networks import LocalNetwork
 from fourfold.engine.registry import is_compilable, load_engine
 from fourfold.engine.settings import EngineSettings, has_bf16
-from fourfold.errors import EngineCrashedError, FourfoldError, ModelUnavailableError
+from fourfold.errors import EngineCrashedError, FourfoldError, ModelUnavailableError, WorkerFailedError
 from fourfold.imaging.canvas import CanvasWriter
 from fourfold.imaging.files import thumbnail
 from fourfold.processes.inside import Pipe, limit_memory
@@ -138,6 +138,8 @@ class DeviceLoop:
     def _admit(self, job: DeviceJob) -> None:
         writer: CanvasWriter | None = None
         try:
+            if job.safety_check:  # before the work: a picture that cannot be checked need not be made
+                self._have_classifier()
             writer = job.target.write()
             self._jobs[job.job_id] = job, writer
             self._engines[job.model_id].admit(
@@ -185,9 +187,16 @@ class DeviceLoop:
 
     def _score(self, job: DeviceJob) -> float:
         """Return how likely the finished picture is not safe for work."""
+        return self._have_classifier().score(thumbnail(job.target, _THUMBNAIL_PX))
+
+    def _have_classifier(self) -> "Classifier":
+        """Return the classifier. Raises: WorkerFailedError if it cannot be had: no model is to blame for that."""
         if self._classifier is None:
-            self._classifier = self._make_classifier()
-        return self._classifier.score(thumbnail(job.target, _THUMBNAIL_PX))
+            try:
+                self._classifier = self._make_classifier()
+            except ModelUnavailableError as exc:
+                raise WorkerFailedError(f"pictures cannot be checked for safety: {exc.message}") from exc
+        return self._classifier
 
     def _fail_all(self, model_id: str, error: FourfoldError) -> None:
         for job, _ in list(self._jobs.values()):
@@ -210,6 +219,16 @@ def _classifier(threads: int, folder: Path | None) -> "Classifier":
     from fourfold.engine.safety_choice import make_classifier
 
     return make_classifier(threads=threads, folder=folder)
+
+
+def _safety_bytes(folder: Path | None) -> int:
+    """Return the memory that the safety checker will take; none where it cannot be had, which its first job is told."""
+    from fourfold.engine.safety_choice import checker_bytes, locate_checker
+
+    try:
+        return checker_bytes(locate_checker(folder))
+    except ModelUnavailableError:
+        return 0
 
 
 def run(pipe: Pipe, device: DeviceLoop) -> None:
@@ -238,12 +257,15 @@ def run(pipe: Pipe, device: DeviceLoop) -> None:
             device.obey(message)
 
 
-def engine_settings(arguments: argparse.Namespace, compute: ComputeDevice) -> EngineSettings:
-    """Return what the engines may use: of a GPU its own memory, and batches; a CPU gains nothing by batches."""
+def engine_settings(arguments: argparse.Namespace, compute: ComputeDevice, *, safety_bytes: int = 0) -> EngineSettings:
+    """Return what the engines may use: of a GPU its own memory, and batches; a CPU gains nothing by batches.
+
+    Args: *safety_bytes*, what the safety checker takes: it runs on the CPU, so nothing of a GPU's memory.
+    """
     return EngineSettings(
         threads=arguments.threads,
         precision=Precision.FLOAT32 if arguments.float32 else Precision.AUTO,
-        memory_budget_bytes=compute.memory_bytes or arguments.memory_bytes,
+        memory_budget_bytes=compute.memory_bytes or max(1, arguments.memory_bytes - safety_bytes),
         has_bf16=has_bf16(),
         device=compute.name,
         batch_rows=(1,) if not compute.is_gpu else _STRICT_ROWS if arguments.strict else _ROWS,
@@ -281,7 +303,7 @@ def main() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = arguments.kernels
     prepare_environment(os.environ)
     compute = pick_device(arguments.device)
-    settings = engine_settings(arguments, compute)
+    settings = engine_settings(arguments, compute, safety_bytes=_safety_bytes(arguments.safety_checker))
     if not compute.is_gpu:  # a GPU's driver maps more than the machine has
         limit_memory(arguments.memory_bytes + _RUNTIME_BYTES)
     pipe = Pipe()

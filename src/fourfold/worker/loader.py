@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fourfold.engine.base import UpscaleEngine
+from fourfold.engine.full_memory import comes_from_want_of_memory
 from fourfold.errors import FourfoldError, ModelUnavailableError, OutOfMemoryError
 
 
@@ -47,9 +48,10 @@ class Loader:
                 engine = self._load(model_id)
             except FourfoldError as exc:
                 error = exc
-            except MemoryError:
-                error = OutOfMemoryError(f"there is no memory left to load {model_id}")
             except Exception as exc:  # noqa: BLE001  # the edge of the thread: this model alone cannot be had
-                traceback.print_exc()
-                error = ModelUnavailableError(f"{model_id} cannot be loaded: {type(exc).__name__}: {exc}")
+                if comes_from_want_of_memory(exc):
+                    error = OutOfMemoryError(f"there is no memory left to load {model_id}")
+                else:
+                    traceback.print_exc()
+                    error = ModelUnavailableError(f"{model_id} cannot be loaded: {type(exc).__name__}: {exc}")
             self._arrived(Arrival(model_id, time.monotonic() - started, engine, error))

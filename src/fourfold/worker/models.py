@@ -1,16 +1,17 @@
 """The models of one device's child: which are there, which come and go, and which job may use how much memory.
 
 Loading and waiting for room stop nobody whose model is there and who fits beside what is there. Not here: the decision
-itself (``residency``), and the child's life (``process``).
+itself (``residency``), the child's life (``process``), and trying again what could not be loaded (``upkeep``).
 """
 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from fourfold.engine import registry
 from fourfold.engine.base import EngineCard
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 """Width and height of a job's picture, pixels."""
+
+_MOST_DEATHS: Final = 2  #: of the child in a row while it loads a model, after which it is not loaded for a job
+_SMALLEST: Final = (1, 1)  #: a picture that needs no more than any other
 
 
 class ReplacedError(Exception):
@@ -57,9 +61,13 @@ class DeviceModels:
         budget_bytes: int,
         load_timeout_s: float,
         on_stuck: Callable[[], None],
+        on_failure: Callable[[str], None],
         metrics: Metrics | None = None,
     ) -> None:
-        """*on_stuck* is called when a load takes too long: the child's loading thread is lost, so is the child."""
+        """*on_stuck* is called when a load takes too long: the child's loading thread is lost, so is the child.
+
+        *on_failure* is told each model that cannot be had.
+        """
         self.budget_bytes = budget_bytes  #: the child says what a GPU has
         self.device = CPU  #: the child says so
         self._cards = dict(cards)
@@ -67,8 +75,11 @@ class DeviceModels:
         self._warm = frozenset(warm)
         self._load_timeout_s = load_timeout_s
         self._on_stuck = on_stuck
+        self._on_failure = on_failure
         self._metrics = metrics
-        self.failures: dict[str, FourfoldError] = {}  #: models that could not be loaded when last tried, and why
+        self.failures: dict[str, FourfoldError] = {}  #: models that cannot be had, by the last try, and why
+        self._harmful: set[str] = set()  #: of them those whose load cost the child its life: no job has them loaded
+        self._deaths: Counter[str] = Counter()  #: of the child, in a row, while it loaded the model
         self._models: dict[str, _Model] = {}
         self._told: dict[str, asyncio.Future[dict[str, Any]]] = {}  #: the child's answer to LOAD
         self._one_load = asyncio.Lock()
@@ -96,6 +107,8 @@ class DeviceModels:
             ChildDiedError: the child died while it loaded the model.
             ReplacedError: *child* is gone.
         """
+        if size is not None and self.is_harmful(model_id):
+            raise ModelUnavailableError(self.failures[model_id].message)
         model, need = await self._claimed(child, model_id, size)
         try:
             await asyncio.shield(model.ready)
@@ -128,10 +141,35 @@ class DeviceModels:
         self._wake()
 
     def mark(self, model_id: str, failure: FourfoldError) -> None:
-        """Remember and log why a model cannot be had; the worker and its other models are well."""
-        if self.failures.get(model_id) is not failure:
-            self.failures[model_id] = failure
-            log.error("model_load_failed", extra={"model_id": model_id, "code": failure.code, "why": str(failure)})
+        """Remember and, once, log why a model cannot be had; the worker and its other models are well."""
+        known = self.failures.get(model_id)
+        self.failures[model_id] = failure
+        if known is None or known.message != failure.message:
+            log.error("model_load_failed", extra={"model_id": model_id, "code": failure.code, "why": failure.message})
+        self._on_failure(model_id)
+
+    def absolve(self, model_id: str) -> None:
+        """Take it that a model can be had again: it was loaded, or the next job that wants it will tell."""
+        self._harmful.discard(model_id)
+        if self.failures.pop(model_id, None) is not None:
+            log.info("model_available", extra={"model_id": model_id})
+
+    def is_harmful(self, model_id: str) -> bool:
+        """Whether loading the model has cost the child its life, and may again."""
+        return model_id in self._harmful and model_id in self.failures
+
+    def never_fits(self, model_id: str) -> OutOfMemoryError | None:
+        """Return why not even the smallest picture can be upscaled with this budget, None if it can."""
+        try:
+            plan(model_id, self._need(model_id, _SMALLEST), (), budget_bytes=self.budget_bytes)
+        except OutOfMemoryError as exc:
+            return exc
+        return None
+
+    def has_room_for(self, model_id: str) -> bool:
+        """Whether a model could be loaded now without any other having to leave."""
+        todo = self._plan(model_id, self._need(model_id, None))
+        return not (todo.evict or todo.wait_for)
 
     async def close(self) -> None:
         """End what loads."""
@@ -190,11 +228,8 @@ class DeviceModels:
 
     def _need(self, model_id: str, size: Size | None) -> int:
         """Return what the model and a job of *size* take together. Raises: OutOfMemoryError."""
-        card = self._cards[model_id]
-        if size is None:
-            return card.peak_bytes((card.core_px + 2 * card.margin_px) ** 2)
         try:
-            return registry.job_bytes(card, *size, budget_bytes=self.budget_bytes)
+            return registry.job_bytes(self._cards[model_id], *(size or _SMALLEST), budget_bytes=self.budget_bytes)
         except OutOfMemoryError:
             if self.device == CPU or model_id in self._measured:
                 raise
@@ -208,7 +243,9 @@ class DeviceModels:
             failure = None if load.cancelled() else load.exception()
             if (load.cancelled() or failure) and self._models.get(model_id) is model:
                 del self._models[model_id]
-            if isinstance(failure, FourfoldError):
+            is_alone = not self._models
+            # Beside others memory may be short for a moment; that is no reason to offer the model to nobody.
+            if isinstance(failure, FourfoldError) and (is_alone or not isinstance(failure, OutOfMemoryError)):
                 self.mark(model_id, failure)
             self._wake()
 
@@ -224,15 +261,26 @@ class DeviceModels:
                     answer = await told
             except TimeoutError:
                 self.is_stuck = True
+                self._harmful.add(model_id)
                 self._on_stuck()
                 raise ModelUnavailableError(
                     f"{model_id} did not load within {self._load_timeout_s:g} s; raise worker.load_timeout_s"
                 ) from None
+            except ChildDiedError as exc:
+                self._deaths[model_id] += 1
+                if self._deaths[model_id] < _MOST_DEATHS:
+                    raise
+                self._harmful.add(model_id)
+                raise ModelUnavailableError(
+                    f"the device's process {exc.reason}, twice in a row, while it loaded {model_id}; pull or copy "
+                    "the model anew, or give the worker more memory"
+                ) from exc
             finally:
                 del self._told[model_id]
         self._cards[model_id] = replace(self._cards[model_id], **answer["memory"])
         self._measured.add(model_id)
-        self.failures.pop(model_id, None)
+        del self._deaths[model_id]
+        self.absolve(model_id)
         log.info("model_loaded", extra={"model_id": model_id, "seconds": round(answer["seconds"], 3)})
         if self._metrics is not None:
             self._metrics.observe_stage("load", answer["seconds"], model_id=model_id)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from fourfold.engine import registry
 from fourfold.engine.base import EngineCard
 from fourfold.engine.networks import Networks
 from fourfold.errors import (
     DeadlineExceededError,
     EngineCrashedError,
     FourfoldError,
-    ModelUnavailableError,
     OutOfMemoryError,
     error_for,
 )
@@ -26,13 +26,11 @@ from fourfold.telemetry import Metrics
 from fourfold.worker import orders
 from fourfold.worker.models import DeviceModels, ReplacedError
 from fourfold.worker.orders import DeviceJob, DeviceResult
+from fourfold.worker.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
 _MODULE: Final = "fourfold.worker.child"
-_MOST_DEATHS: Final = 3  #: of the child while it loads a model, after which the worker says that it is ill
-_FIRST_REVIVAL_S: Final = 0.1
-_LAST_REVIVAL_S: Final = 30.0
 _PULSE_S: Final = 2.0
 #: Silence after which a child counts as frozen. Its answering thread needs one moment of the interpreter's lock, which
 #: no step of an engine holds for long; loading a model's runtime may, for a few seconds.
@@ -85,7 +83,6 @@ class Device:
         metrics: Metrics | None = None,
     ) -> None:
         self._limits = limits
-        self._warm = warm
         self._metrics = metrics
         self._child: Child | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -99,18 +96,26 @@ class Device:
             budget_bytes=limits.memory_bytes,
             load_timeout_s=limits.load_timeout_s,
             on_stuck=self._replace_if_stuck,
+            on_failure=lambda model_id: self._upkeep.tend(model_id),
             metrics=metrics,
         )
-        self._warming: asyncio.Task[None] | None = None
-        self._hopeless: set[str] = set()  #: warm models that will not come by trying again
+        self._upkeep = Upkeep(
+            self._models,
+            tuple(cards),
+            warm=warm,
+            have_child=self._have_child,
+            is_quiet=lambda: not self._jobs,
+            why_not_loadable=lambda model_id: registry.why_not_loadable(model_id, limits.model_paths, limits.networks),
+        )
         self._closing = False
         self._starts = 0
         self._heard_s = 0.0  #: when the child last gave a sign of life
         if metrics is not None:
             metrics.runs_models(cards)
+            metrics.watch_models(cards, is_available=lambda model_id: model_id not in self.failures)
 
     async def __aenter__(self) -> Self:
-        self._warm_up_later()
+        await self._upkeep.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -119,9 +124,7 @@ class Device:
     async def close(self) -> None:
         """Kill the child and wait for its end; open jobs fail."""
         self._closing = True
-        if self._warming is not None:
-            self._warming.cancel()
-            await asyncio.gather(self._warming, return_exceptions=True)
+        await self._upkeep.close()
         child, reader = self._child, self._reader
         if child is not None:
             child.kill()
@@ -148,11 +151,11 @@ class Device:
     @property
     def is_loading(self) -> bool:
         """Whether a warm model is not there yet, and may still come."""
-        return any(m not in self.loaded and m not in self.failures for m in self._warm)
+        return self._upkeep.is_loading
 
     @property
     def failures(self) -> Mapping[str, FourfoldError]:
-        """The models that could not be loaded when that was last tried, and why."""
+        """The models that cannot be had now, and why; each is tried again by itself."""
         return self._models.failures
 
     async def run(self, job: DeviceJob, on_progress: OnProgress = lambda _done, _total: None) -> DeviceResult:
@@ -251,7 +254,10 @@ class Device:
                 arguments += ["--safety-checker", str(self._limits.safety_checker)]
             arguments += ["--compile-models", json.dumps(self._limits.compile_models)]
             arguments += ["--kernels", str(self._limits.kernels)] if self._limits.kernels is not None else []
-            child = await Child.start(_MODULE, arguments, name="device")
+            try:
+                child = await Child.start(_MODULE, arguments, name="device")
+            except OSError as exc:
+                raise ChildDiedError(f"could not be started: {exc.strerror}", None) from exc
             try:
                 async with asyncio.timeout(self._limits.load_timeout_s):
                     ready = await child.receive()
@@ -303,7 +309,7 @@ class Device:
                 if not job.ended.done():
                     job.ended.set_exception(ChildDiedError(exc.reason, exc.returncode))
             if not self._closing:
-                self._warm_up_later()
+                self._upkeep.child_died()
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -327,31 +333,6 @@ class Device:
             job.ended.set_result(DeviceResult(event["nsfw_score"], event["notes"]))
         elif kind == orders.FAILED:
             job.ended.set_exception(error_for(event["code"], event["message"], otherwise=EngineCrashedError))
-
-    def _warm_up_later(self) -> None:
-        """Load the warm models in the background; what does so already will see that the child is another one."""
-        if self._warming is not None and not self._warming.done():
-            return
-        self._warming = asyncio.create_task(self._warm_up(), name="warm-up")
-
-    async def _warm_up(self) -> None:
-        """Load each warm model. One whose child dies is tried again, soon at first: others may have killed it."""
-        deaths = 0
-        while missing := [m for m in self._warm if m not in self.loaded and m not in self._hopeless]:
-            model_id = missing[0]
-            try:
-                async with self._models.claim(await self._have_child(), model_id, None):
-                    pass
-            except ReplacedError:
-                continue
-            except FourfoldError as exc:
-                self._hopeless.add(model_id)
-                self._models.mark(model_id, exc)
-            except (ChildDiedError, TimeoutError) as exc:
-                deaths += 1
-                if deaths >= _MOST_DEATHS:
-                    self._models.mark(model_id, ModelUnavailableError(f"{model_id}: {exc}"))
-                await asyncio.sleep(min(_FIRST_REVIVAL_S * 2**deaths, _LAST_REVIVAL_S))
 
 
 def _log_remark(name: str, facts: dict[str, Any]) -> None:

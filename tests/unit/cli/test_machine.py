@@ -181,14 +181,30 @@ def test_the_number_type_is_told(monkeypatch: pytest.MonkeyPatch, has_bf16: bool
     [
         ({"orchestrator": {"models": "nowhere.json"}}, "nowhere.json"),
         ({"worker": {"models": ["no/such"]}}, "no/such"),
+        ({"worker": {"model_paths": {"fourfold/lanczos": "/x"}}}, "'fourfold/lanczos' takes no folder"),
+        ({"worker": {"model_paths": {"stability/typo": "/x"}}}, "stabilityai/stable-diffusion-x4-upscaler does"),
         ({"worker": {"pipeline": "text-to-image"}}, "text-to-image"),
     ],
 )
 def test_what_is_to_be_sold_is_checked(settings: dict[str, object], words: str) -> None:
     """What a role would refuse at its start."""
-    models = _offers(Settings.model_validate(settings))
+    (models,) = _offers(Settings.model_validate(settings))
 
     assert models.verdict is Verdict.FAIL and words in models.found
+
+
+def test_what_is_sold_and_cannot_be_loaded_yet_is_told(tmp_path: Path) -> None:
+    """By entry of the file, with the reason; nothing else suffers by it."""
+    model_id = "stabilityai/stable-diffusion-x4-upscaler"
+    entries = [{"pipeline": "upscale", "model_id": model_id, "path": str(tmp_path / "nothing")}]
+    entries.append({"pipeline": "upscale", "model_id": "fourfold/lanczos"})
+    (tmp_path / "m.json").write_text(json.dumps(entries))
+
+    sold, missing = _offers(Settings.model_validate({"orchestrator": {"models": tmp_path / "m.json"}}))
+
+    assert (sold.verdict, sold.found) == (Verdict.OK, "1 on sale: fourfold/lanczos")
+    assert (missing.subject, missing.verdict) == (model_id, Verdict.WARN)
+    assert "nothing does not exist" in missing.found or "not installed" in missing.found
 
 
 @pytest.mark.parametrize(("typed", "offered"), [("fourfold do", "doctor"), ("fourfold doctor --js", "--json")])

@@ -19,7 +19,7 @@ from fourfold.engine import safety_choice
 from fourfold.engine.hub_pins import Pin, PinnedFile, write_pin
 from fourfold.engine.safety import SafetyClassifier
 from fourfold.engine.safety_checker import SafetyChecker
-from fourfold.engine.safety_choice import CHECKER, locate_checker, make_classifier
+from fourfold.engine.safety_choice import CHECKER, checker_bytes, locate_checker, make_classifier
 from fourfold.errors import InvalidImageError, ModelUnavailableError
 
 SIDE = 32
@@ -118,6 +118,20 @@ def test_weights_are_read_by_the_names_of_any_version(folder: Path, tmp_path: Pa
     now, old = (SafetyChecker(path / "model.safetensors", threads=1) for path in (folder, tmp_path / "old"))
 
     assert [now.is_flagged(row[None]) for row in pixels] == [old.is_flagged(row[None]) for row in pixels]
+
+
+def test_its_memory_is_known_before_it_is_loaded(folder: Path, tmp_path: Path) -> None:
+    """To the byte, in float32 whatever the file holds; a file that cannot be read is told apart when it is loaded."""
+    weights = folder / "model.safetensors"
+    ours = SafetyChecker(weights, threads=1)
+    tensors = [*ours._model.parameters(), ours._projection, *ours._concepts, *ours._special]
+    expected = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, tmp_path / "half.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:50])
+
+    assert [checker_bytes(path) for path in (weights, tmp_path / "half.safetensors")] == [expected, expected]
+    assert [checker_bytes(path) for path in (None, tmp_path / "cut.safetensors", tmp_path / "none")] == [0, 0, 0]
+    assert all(not tensor.is_meta and not tensor.requires_grad for tensor in tensors)
 
 
 def test_the_score_is_the_verdict_for_any_size(folder: Path) -> None:

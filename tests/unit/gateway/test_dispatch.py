@@ -17,6 +17,7 @@ from fourfold.errors import (
     InvalidCredentialsError,
     InvalidImageError,
     InvalidParameterError,
+    ModelUnavailableError,
     NoCapacityError,
     NoOrchestratorError,
     OutOfMemoryError,
@@ -523,6 +524,22 @@ async def test_a_model_that_just_left_is_waited_for(image: Path) -> None:
 
     assert (await bench.run(image)).job.state is JobState.SUCCEEDED
     assert network.looks == 3
+
+
+async def test_a_model_that_was_taken_back_is_not_waited_for(image: Path) -> None:
+    """Its orchestrator cannot load it; where another offers it still, the job goes there."""
+    for others, tried in (([], ["a"]), ([offer("b", warm=False)], ["a", "b"])):
+        network = Network([offer("a"), *others], {"a": [ModelUnavailableError("damaged")]})
+        bench = Bench(network, capacity_wait_s=2.0)
+
+        def take_back(_offer: Offer, _error: FourfoldError, network: Network = network) -> None:
+            network.listed = [o for o in network.listed if name_of(o) != "a"]
+
+        network.note_failure = take_back
+        done = await bench.run(image)
+
+        assert (network.tried, bench.clock.sleeps) == (tried, [])
+        assert type(done.error) is (type(None) if others else ModelUnavailableError)
 
 
 async def test_a_model_that_leaves_in_the_middle_is_waited_for(image: Path) -> None:

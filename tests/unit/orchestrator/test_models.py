@@ -45,11 +45,11 @@ def test_every_field_is_read() -> None:
         price_per_unit=0.005,
         pixels_per_unit=1000,
         currency="USD",
-        path="/weights.safetensors",
-        sha256="ab" * 32,
     )
-    (model,) = parse_models(json.dumps([full]))
+    own = entry(model_id="local/x", path="/weights.safetensors", sha256="ab" * 32)
+    model, network = parse_models(json.dumps([full, own]))
 
+    assert network == ModelConfig("local/x", path="/weights.safetensors", sha256="ab" * 32)
     assert model == ModelConfig(
         MODEL,
         url="http://10.0.0.2:8000",
@@ -61,10 +61,8 @@ def test_every_field_is_read() -> None:
         price_per_unit=Decimal("0.005"),
         pixels_per_unit=1000,
         currency="usd",
-        path="/weights.safetensors",
-        sha256="ab" * 32,
     )
-    assert {field.name for field in dataclasses.fields(ModelConfig)} == set(full)
+    assert {field.name for field in dataclasses.fields(ModelConfig)} == {*full, *own}
 
 
 def test_a_price_counts_as_its_digits_are_written() -> None:
@@ -160,6 +158,7 @@ def test_a_price_as_text_is_refused_with_the_fix() -> None:
         ({"currency": "USD"}, "price_per_unit: missing, though currency"),
         ({"pixels_per_unit": 5}, "price_per_unit: missing, though currency"),
         ({"path": 5}, "path: expected a text"),
+        ({"path": "/folder", "url": "http://w"}, "path: is for the orchestrator's own worker"),
         ({"path": "/a.safetensors"}, "sha256: belongs to a path that ends in .safetensors, which must have it"),
         ({"path": "/folder", "sha256": "0" * 64}, "sha256: belongs to a path that ends in .safetensors"),
         ({"sha256": "0" * 64}, "sha256: belongs to a path that ends in .safetensors"),

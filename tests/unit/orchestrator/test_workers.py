@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from fourfold.errors import NoCapacityError, OutOfMemoryError, UnreachableError
+from fourfold.errors import ModelUnavailableError, NoCapacityError, OutOfMemoryError, UnreachableError
 from fourfold.orchestrator import worker_call
 from fourfold.orchestrator.admission import Tokens
 from fourfold.orchestrator.models import ModelConfig, own_models
@@ -19,8 +19,10 @@ from fourfold.orchestrator.pricing import PriceDefaults, price_list
 from fourfold.orchestrator.workers import ExternalEndpoint, Task, Workers, external_endpoints
 from fourfold.protocol import livepeer_pb2 as pb
 from fourfold.protocol import wire
+from fourfold.protocol.capabilities import demand, offered_models
 
 GATEWAY = "0x" + "11" * 20
+EVERYTHING = pb.OrchestratorRequest()
 
 
 @dataclass
@@ -211,6 +213,101 @@ async def test_a_worker_that_is_too_small_is_not_asked_again(
                 await workers.run(slot, task(tmp_path))
 
     assert len(attempts) == 2
+
+
+def of_ours(**model_to_failure: str | None) -> httpx2.Response:
+    """Return what a worker of ours says of its models."""
+    rows = [
+        {"model_id": model_id, "loaded": False} | ({} if failure is None else {"failure": failure})
+        for model_id, failure in model_to_failure.items()
+    ]
+    return httpx2.Response(200, json={"status": "IDLE", "models": rows}, headers={wire.PROTOCOL_HEADER: "1"})
+
+
+def offering_of(workers: Workers, *model_ids: str) -> Offering:
+    models = [ModelConfig(model_id, warm=True) for model_id in model_ids]
+    tokens = Tokens(ttl_s=60.0, clock=lambda: 1.0, random=bytes)
+    return Offering(
+        models,
+        prices=price_list(models, PriceDefaults(price_usd=1e-8, usd_per_eth=3000.0)),
+        workers=workers,
+        tokens=tokens,
+    )
+
+
+async def test_what_no_worker_can_load_is_withdrawn_until_one_can(
+    network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From the list, its prices and its hardware; both edges are logged once, and jobs are refused meanwhile."""
+    caplog.set_level("INFO", logger="fourfold")
+    network.health = of_ours(m="damaged", n=None)
+    async with workers_of(Endpoint(models=("m", "n", "other"))) as workers:
+        offering = offering_of(workers, "m", "n", "other")
+        await checked(network, 2)
+        info = offering.answer(EVERYTHING, url="https://o")
+        asked = offering.answer(pb.OrchestratorRequest(capabilities=demand("m")), url="https://o")
+        assert set(offered_models(info.capabilities)) == {"n"}
+        assert [price.constraint for price in info.capabilities_prices] == ["n"]
+        assert [hardware.model_id for hardware in info.hardware] == ["n"]
+        assert not asked.price_info.pixelsPerUnit
+        assert set(offered_models(offering.capabilities())) == {"m", "n", "other"}  # what may be asked for stays
+        with pytest.raises(ModelUnavailableError, match="cannot be loaded here"), workers.reserve("m"):
+            pass
+
+        network.health = httpx2.ConnectError("refused")  # its last word counts until it says another
+        await checked(network, 2)
+        assert set(offered_models(offering.answer(EVERYTHING, url="").capabilities)) == {"n"}
+        network.health = of_ours(m=None, n=None, other=None)
+        await asyncio.wait_for(workers.wait_ready("m"), 5)
+        assert set(offered_models(offering.answer(EVERYTHING, url="").capabilities)) == {
+            "m",
+            "n",
+            "other",
+        }
+
+    told = [(r.message, r.model_id, getattr(r, "why", "")) for r in caplog.records if r.message.startswith("model_")]
+    assert told == [
+        ("model_withdrawn", "m", "damaged"),
+        ("model_withdrawn", "other", "the worker does not run it"),
+        ("model_offered_again", "m", ""),
+        ("model_offered_again", "other", ""),
+    ]
+
+
+async def test_a_model_stays_on_offer_while_one_worker_can_load_it(network: Network) -> None:
+    """And that one gets the jobs, however busy it is."""
+    async with workers_of(Endpoint(), Endpoint(capacity=2)) as workers:
+        await asyncio.wait_for(workers.wait_ready("m"), 5)
+        ill, well = workers.workers
+        workers._note_failures(ill, {"m": "damaged"})
+        assert not workers.is_withdrawn("m")
+        offer = offered_models(offering_of(workers, "m").capabilities())["m"]
+        assert (offer.capacity, offer.warm) == (2, True)
+        with workers.reserve("m") as first, workers.reserve("m") as second:
+            assert first.worker is second.worker is well
+            with pytest.raises(NoCapacityError), workers.reserve("m"):
+                pass
+
+
+async def test_a_worker_that_fails_to_load_a_model_is_not_asked_again(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model is withdrawn at once; of a worker that is not ours nobody would tell when it is back."""
+
+    async def fail(*_: object, **__: object) -> None:
+        attempts.append(1)
+        raise ModelUnavailableError("damaged")
+
+    monkeypatch.setattr(worker_call, "upscale", fail)
+    for is_ours in (True, False):
+        attempts: list[int] = []
+        network.health = of_ours(m=None) if is_ours else httpx2.Response(200, json={"status": "OK"})
+        async with Workers([Endpoint()], check_s=60.0, timeout_s=5.0, revive_s=0.05) as workers:
+            await asyncio.wait_for(workers.wait_ready("m"), 5)
+            with pytest.raises(ModelUnavailableError), workers.reserve("m") as slot:
+                await workers.run(slot, task(tmp_path))
+
+            assert (len(attempts), workers.is_withdrawn("m")) == (1, is_ours)
 
 
 async def test_a_model_that_nobody_serves_has_no_room(network: Network) -> None:

@@ -1,7 +1,7 @@
 """The device's loop in this process, with a real engine: whose files vanish, and whose do not; what its engines get."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from fourfold.engine.devices import ComputeDevice
 from fourfold.engine.lanczos import LanczosEngine
 from fourfold.engine.registry import load_engine
 from fourfold.engine.settings import EngineSettings
+from fourfold.errors import ModelUnavailableError
 from fourfold.imaging import Canvas
 from fourfold.worker import orders
 from fourfold.worker.child import DeviceLoop, compiles, engine_settings, uncompiled
@@ -46,10 +47,14 @@ class Remarking(LanczosEngine):
         return [*super().step(), Remark("kernels_ready", {"precision": "float16"})]
 
 
-def loaded(said: list[Mapping[str, Any]], engine: type[LanczosEngine] = LanczosEngine) -> DeviceLoop:
+def loaded(
+    said: list[Mapping[str, Any]],
+    engine: type[LanczosEngine] = LanczosEngine,
+    make_classifier: Callable[[], Any] = Harmless,
+) -> DeviceLoop:
     """Return a device with one model in it, which tells *said* what it would tell its parent."""
     card = load_engine(MODEL, settings=SETTINGS).card
-    device = DeviceLoop(said.append, lambda _: engine(card, settings=SETTINGS), Harmless)
+    device = DeviceLoop(said.append, lambda _: engine(card, settings=SETTINGS), make_classifier)
     device.obey({"op": orders.LOAD, "model_id": MODEL})
     arrival = device.inbox.get(timeout=30)
     assert isinstance(arrival, Arrival)
@@ -72,6 +77,25 @@ def test_a_job_whose_files_left_with_its_caller_fails_alone(tmp_path: Path) -> N
     ends = {event["job_id"]: event for event in said if event["event"] in (orders.DONE, orders.FAILED)}
     assert (ends["gone"]["event"], ends["gone"]["code"]) == (orders.FAILED, "engine_crashed")
     assert ends["stays"]["event"] == orders.DONE
+
+
+def test_a_picture_that_cannot_be_checked_is_not_made(tmp_path: Path) -> None:
+    """The model is well and not to blame: jobs that want no check go on."""
+
+    def damaged() -> Any:
+        raise ModelUnavailableError("its weights are cut off")
+
+    said: list[Mapping[str, Any]] = []
+    device = loaded(said, make_classifier=damaged)
+    checked, unchecked = job(tmp_path, "checked").to_json(), job(tmp_path, "unchecked").to_json()
+    device.obey({"op": orders.RUN, "job": checked})
+    assert not device.busy
+    assert (said[-1]["code"], said[-1]["message"][-23:]) == ("worker_failed", "its weights are cut off")
+
+    device.obey({"op": orders.RUN, "job": {**unchecked, "safety_check": False}})
+    while device.busy:
+        device.step()
+    assert (said[-1]["event"], said[-1]["job_id"]) == (orders.DONE, "unchecked")
 
 
 def test_what_an_engine_remarks_is_told_with_its_model(tmp_path: Path) -> None:
@@ -118,8 +142,9 @@ def test_strict_is_one_batch_size(compute: ComputeDevice, strict: bool, rows: tu
 
 
 def test_a_gpus_memory_is_its_own_and_a_cpus_is_the_budget() -> None:
-    assert engine_settings(told(), GPU).memory_budget_bytes == 23 * 2**30
-    assert engine_settings(told(), CPU).memory_budget_bytes == 2**30
+    """Of which the safety checker has its part, as it runs on the CPU wherever models do."""
+    assert engine_settings(told(), GPU, safety_bytes=300).memory_budget_bytes == 23 * 2**30
+    assert engine_settings(told(), CPU, safety_bytes=300).memory_budget_bytes == 2**30 - 300
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """Models from a hub: real downloads by huggingface_hub from a hub on loopback."""
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ pytest.importorskip("huggingface_hub", reason="needs the [diffusion] extra")
 pytest.importorskip("diffusers", reason="needs the [diffusion] extra")
 
 import huggingface_hub
-from huggingface_hub import constants, errors
+from huggingface_hub import constants, errors, file_download
 from huggingface_hub.utils import close_session
 
 from fourfold.engine import hub, registry
@@ -206,10 +209,108 @@ def test_a_full_disk_is_told_before_anything_is_fetched(served: Hub, monkeypatch
     assert len(served.asked) == before
 
 
+def test_what_an_earlier_try_left_needs_no_room_again(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a server that sends the whole file, whatever part was asked for, a trouble."""
+    listing = hub.look_up(MODEL)
+    file = next(file for file in listing.files if file.name == UNET)
+    blobs = repository_folder(MODEL) / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{file.sha256}.incomplete").write_bytes(repository(served).files()[UNET][:-1])
+    usage = shutil.disk_usage(".")
+    room = listing.size - file.size + 2**26 + 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=room))
+    repository(served).ignores_ranges = True
+    pin = hub.pull(listing)
+
+    assert served.ranges() == [f"bytes={file.size - 1}-"]
+    assert all(condition(pin, file) is Condition.GOOD for file in pin.files)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(file_download, "http_get", fill)
+    with pytest.raises(StorageFullError, match="no room is left in .*; make some, and run the same command"):
+        hub.pull(hub.look_up(MODEL))
+
+
+def test_damaged_content_whose_name_is_gone_is_not_taken_for_the_file(served: Hub) -> None:
+    """It goes by its hash, and may be linked to by another revision."""
+    pin = hub.pull(hub.look_up(MODEL))
+    link = pin.folder / UNET
+    blob = link.resolve()
+    blob.chmod(0o600)
+    blob.write_bytes(b"x" + blob.read_bytes()[1:])
+    link.unlink()
+    mended = hub.pull(hub.look_up(MODEL))
+
+    assert all(condition(mended, file) is Condition.GOOD for file in mended.files)
+
+
 def test_two_pulls_of_one_model_do_not_mix(served: Hub) -> None:
     listing = hub.look_up(MODEL)
-    with FolderLock(repository_folder(MODEL)), pytest.raises(ConfigError, match="in use by process"):
+    busy = "in use by process .* pulls or removes the same model; wait"
+    with FolderLock(repository_folder(MODEL)), pytest.raises(ConfigError, match=busy):
         hub.pull(listing)
+
+
+@pytest.mark.parametrize("model_id", ["../../etc", "a/../b", "a/b/c", "", "a b/c", "x" * 200, "a--b/c", "a/b\0", "/a"])
+def test_an_id_that_is_none_is_no_path_into_the_cache(served: Hub, model_id: str) -> None:
+    """Whatever is done with it; no hub is asked."""
+    for use in (hub.look_up, hub.remove, read_pin):
+        with pytest.raises(InvalidParameterError, match="expected a model's id"):
+            use(model_id)
+
+    assert served.asked == []
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "text"),
+    [
+        ({"refusal": HTTPStatus.UNAUTHORIZED}, ModelUnavailableError, r"refuses .* \(401\): log in .* HF_TOKEN"),
+        ({"refusal": HTTPStatus.FORBIDDEN}, ModelUnavailableError, r"refuses .* \(403\): log in"),
+        ({"refusal": HTTPStatus.TOO_MANY_REQUESTS}, UnreachableError, "answered 429 .* run the command again"),
+        ({"refusal": HTTPStatus.BAD_GATEWAY}, UnreachableError, "answered 502 .* run the command again"),
+        ({"page": b"<html>log in</html>"}, UnreachableError, "something else than a hub does"),
+        ({"page": b"[]"}, UnreachableError, "something else than a hub does"),
+        ({"commit": "../../../../x"}, UnreachableError, "names no commit of"),
+        ({"etag": "../../../evil"}, UnreachableError, "names the content of .* expected a hash"),
+        (
+            {"short": {UNET: 700}},
+            UnreachableError,
+            r"came with another size than the \d+ bytes .* run the command again",
+        ),
+    ],
+)
+def test_a_hub_that_answers_wrongly_is_told_and_trusted_with_nothing(
+    served: Hub, tmp_path: Path, how: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    """What it says becomes no path; the next pull, of a hub that is well, succeeds."""
+    ill = repository(served)
+    served.repositories[MODEL] = replace(ill, **how)
+    with pytest.raises(error, match=text):
+        hub.pull(hub.look_up(MODEL))
+    assert list(pins()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+    served.repositories[MODEL] = ill
+    pin = hub.pull(hub.look_up(MODEL))
+    assert all(condition(pin, file) is Condition.GOOD for file in pin.files)
+
+
+@pytest.mark.parametrize("endpoint", ["hub", "http://[::1", "ftp://hub"])
+def test_an_endpoint_that_is_no_url_is_told(served: Hub, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    with pytest.raises(ConfigError, match="HF_ENDPOINT must be a hub's URL"):
+        hub.look_up(MODEL)
+
+
+def test_a_cache_that_cannot_be_written_is_told(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ConfigError, match="cannot use the hub's cache"):
+        hub.pull(hub.look_up(MODEL))
 
 
 def gone(repository: Repository) -> None:
@@ -225,7 +326,6 @@ def gated(repository: Repository) -> None:
     [
         ("nobody/nothing", None, None, ModelUnavailableError, "has no model nobody/nothing, or it is private"),
         (MODEL, "v9", None, ModelUnavailableError, "has no revision 'v9'"),
-        ("no/such/id", None, None, InvalidParameterError, "expected a model's id"),
         (MODEL, None, gone, ModelUnavailableError, "is listed by .* and not there"),
         (MODEL, None, gated, ModelUnavailableError, "is gated: accept its terms at .* hf auth login"),
     ],

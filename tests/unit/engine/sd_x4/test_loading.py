@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fourfold.engine import registry, sd_x4_files
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
@@ -138,7 +139,27 @@ def test_damaged_weights_are_refused(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "\xff"])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_weight_that_is_missing_is_not_made_up(folder: Path, part: str) -> None:
+    """The libraries would draw it at random, say so in their log, and a wrong picture would pass for one."""
+    (weights,) = (file for file in (folder / part).glob("*.safetensors") if "fp16" not in file.name)
+    tensors = load_file(weights)
+    gone = sorted(name for name in tensors if name.endswith("weight") and not name.startswith("encoder.down"))[-1]
+    save_file({name: tensor for name, tensor in tensors.items() if name != gone}, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailableError, match=rf"lacks 1 of its weights, among them .*{gone[-20:]}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("weight_map", ["x", {"a": 1}, {"a": ["b"]}, {"a": "../b"}])
+def test_an_index_of_shards_names_files_beside_it(folder: Path, weight_map: Any) -> None:
+    for file in (folder / "unet").glob("*.safetensors"):
+        file.unlink()
+    write_json(folder / "unet" / "diffusion_pytorch_model.safetensors.index.json", {"weight_map": weight_map})
+    with pytest.raises(ModelUnavailableError, match="must map weights to files"):
+        check_folder(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\xff", "[" * 200_000])
 def test_a_configuration_that_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "model_index.json").write_text(text, encoding="latin-1")
     with pytest.raises(ModelUnavailableError):
@@ -158,7 +179,11 @@ def test_another_kind_of_model_is_refused(folder: Path) -> None:
         ("unet/config.json", {"num_class_embeds": 100}, "noise levels|cannot be loaded"),
         ("unet/config.json", {"in_channels": 8}, "channels|cannot be loaded"),
         ("scheduler/scheduler_config.json", {"clip_sample": True}, "clipping"),
+        ("scheduler/scheduler_config.json", {"beta_start": "x"}, "cannot be loaded: TypeError"),
         ("model_index.json", {"max_noise_level": 1000}, "noise levels"),
+        ("model_index.json", {"max_noise_level": -1}, "noise levels"),
+        ("vae/config.json", {"scaling_factor": 0}, "scaling_factor"),
+        ("tokenizer/vocab.json", {"zzz": 5000}, "token 5000"),
     ],
 )
 def test_a_configuration_that_our_loop_does_not_compute_is_refused(
