@@ -125,7 +125,9 @@ class WorkerSettings(Section):
         description="cpu, cuda:0; auto: the first GPU that torch sees, if any",
     )
     threads: int = Field(0, ge=0, description="Threads of the engine; 0: one for each core")
-    precision: Literal["auto", "float32"] = Field("auto", description="auto: bf16 where the CPU has it")
+    precision: Literal["auto", "float32"] = Field(
+        "auto", description="auto: bf16 where the CPU has it, float16 on a GPU"
+    )
     capacity: Count = Field(1, description="Jobs that the device runs at once")
     strict: bool = Field(
         False, description="On a GPU, too, a picture's bytes never depend on the jobs beside it, at some speed"

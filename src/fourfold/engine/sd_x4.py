@@ -25,6 +25,7 @@ from fourfold.engine.base import (
     JobFailed,
     MemoryRanOut,
     Mode,
+    Precision,
     Progress,
     Remark,
 )
@@ -59,11 +60,12 @@ class StableDiffusionX4Engine:
         """
         device = torch.device(settings.device)
         folders = settings.model_paths if folder is None else {card.model_id: folder}
-        found: ModelFolder = locate_model(card.model_id, folders, prefers_half=device.type != "cpu")
+        is_half = device.type != "cpu" and settings.precision is Precision.AUTO
+        found: ModelFolder = locate_model(card.model_id, folders, prefers_half=is_half)
         if device.type == "cpu":
             torch.set_num_threads(settings.threads)
         self._settings = settings
-        self._modules: Modules = load_modules(found, device=device)
+        self._modules: Modules = load_modules(found, device=device, dtype=torch.float16 if is_half else torch.float32)
         self._card = measured(card, self._modules)
         backend = settings.compiler
         if backend is not None and device.type != "cpu":

@@ -58,8 +58,8 @@ class Modules:
         return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
 
 
-def load_modules(folder: ModelFolder, *, device: torch.device) -> Modules:
-    """Load *folder* onto *device*: float16 on a GPU, float32 on a CPU.
+def load_modules(folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> Modules:
+    """Load *folder* onto *device*, to compute in *dtype*.
 
     Raises:
         OutOfMemoryError: there is no memory for it.
@@ -67,8 +67,6 @@ def load_modules(folder: ModelFolder, *, device: torch.device) -> Modules:
     """
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()  # it would stand in the worker's log
-    is_gpu = device.type != "cpu"
-    dtype = torch.float16 if is_gpu else torch.float32
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of libraries about one another; what matters is checked below
@@ -80,7 +78,7 @@ def load_modules(folder: ModelFolder, *, device: torch.device) -> Modules:
             f"{folder.path} cannot be loaded: {type(exc).__name__}: {str(exc).strip()}; if a file is damaged, pull or "
             "copy the model anew"
         ) from exc
-    if is_gpu:
+    if device.type != "cpu":
         modules.unet.to(memory_format=torch.channels_last)
         modules.vae.to(memory_format=torch.channels_last)
     return modules

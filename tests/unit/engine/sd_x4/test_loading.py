@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fourfold.engine import registry, sd_x4_files
+from fourfold.engine.base import Precision
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
 from fourfold.engine.sd_x4_files import check_folder, read_json
 from fourfold.engine.settings import EngineSettings
@@ -26,8 +27,8 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
-def load(folder: Path, device: str = "cpu") -> StableDiffusionX4Engine:
-    settings = EngineSettings(threads=1, device=device)
+def load(folder: Path, device: str = "cpu", precision: Precision = Precision.AUTO) -> StableDiffusionX4Engine:
+    settings = EngineSettings(threads=1, device=device, precision=precision)
     return StableDiffusionX4Engine(registry.card(MODEL), settings=settings, folder=folder)
 
 
@@ -63,13 +64,18 @@ def test_the_latents_scale_is_the_files_or_the_old_models(
     assert load(folder)._modules.scaling_factor == expected
 
 
-@pytest.mark.parametrize(("device", "infix"), [("cpu", ""), ("meta", ".fp16")])
-def test_a_gpu_reads_the_16_bit_variant_and_a_cpu_the_plain_one(folder: Path, device: str, infix: str) -> None:
+@pytest.mark.parametrize(
+    ("device", "precision", "infix"),
+    [("cpu", Precision.AUTO, ""), ("meta", Precision.AUTO, ".fp16"), ("meta", Precision.FLOAT32, "")],
+)
+def test_a_gpu_reads_the_16_bit_variant_and_a_cpu_the_plain_one(
+    folder: Path, device: str, precision: Precision, infix: str
+) -> None:
     """The other one's files are damaged, and nobody notices. "meta" stands for a GPU: a device that has no numbers."""
     for part, stem in sd_x4_files.PART_TO_STEM.items():
         for other in {"", ".fp16"} - {infix}:
             (folder / part / f"{stem}{other}.safetensors").write_bytes(b"damaged")
-    modules = load(folder, device)._modules
+    modules = load(folder, device, precision)._modules
 
     expected = torch.float16 if infix else torch.float32
     assert {weight.dtype for weight in modules.unet.parameters()} == {expected}
