@@ -1,6 +1,7 @@
 """Functions are compiled beside who calls them, and who calls never waits for a compiler."""
 
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -109,6 +110,20 @@ def test_a_call_in_another_state_of_the_process_neither_compiles_nor_waits(
         ready(torch.ones(4, dtype=torch.float32))
     assert held.count == 2
     held.goes_on.set()
+
+
+def test_a_compiler_gives_way_to_the_jobs_python(make: Callable[..., Compiler[Factor]]) -> None:
+    """Threads change ten times as often while it works, and as usual afterwards."""
+    usual_s, backend = sys.getswitchinterval(), Held(at=1)
+    compiler = make(backend)
+    compiler.ask_for(Factor(3), lambda: [torch.ones(4)])
+    backend.stands.wait()
+    meanwhile_s = sys.getswitchinterval()
+    backend.goes_on.set()
+    compiler.settle()
+
+    assert meanwhile_s == pytest.approx(usual_s / 10)
+    assert sys.getswitchinterval() == usual_s
 
 
 def test_what_was_missed_is_compiled_beside_and_then_there_again(
