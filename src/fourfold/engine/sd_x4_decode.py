@@ -98,9 +98,11 @@ def decode(
 
 
 def _finish(x: torch.Tensor, decoder: Any, limits: DecodeLimits) -> Iterator[tuple[int, torch.Tensor]]:
-    normal, convolve = _normaliser(x, decoder.conv_norm_out, limits), _plain(decoder.conv_out, x)
+    # The last sums are made in float32 whatever the maps: float16 has fewer levels than a picture of 16 bits.
+    normal = _normaliser(x, decoder.conv_norm_out, limits)
+    convolve = _plain(decoder.conv_out, torch.empty((), dtype=torch.float32))
     for top, bottom in _strips(x, limits):
-        yield top, _strip_convolved(x, convolve, normal, top, bottom).float()
+        yield top, _strip_convolved(x, convolve, lambda some: normal(some).float(), top, bottom)
 
 
 def _resnet(x: torch.Tensor, block: Any, limits: DecodeLimits) -> torch.Tensor:

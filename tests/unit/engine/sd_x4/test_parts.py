@@ -79,6 +79,15 @@ def test_a_decode_in_float16_survives_maps_far_beyond_its_range(make_engine: Mak
     assert 20 * math.log10(2 / (half - exact).pow(2).mean().sqrt()) >= 50
 
 
+def test_pixels_have_more_levels_than_the_maps(engine: StableDiffusionX4Engine) -> None:
+    """Else a picture of 16 bits would come back with the steps of float16."""
+    latents = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(1))
+    made = decoded(engine._modules.vae, latents, ONE_GO, torch.float16)
+
+    assert made.dtype == torch.float32
+    assert (made.half().float() == made).double().mean() < 0.1
+
+
 def test_decoding_changes_no_weight(engine: StableDiffusionX4Engine) -> None:
     """Decoding in another number type converts copies, not the shared weights."""
     vae = engine._modules.vae
