@@ -16,7 +16,7 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     None where the whole file is to be sent: the header is malformed or asks for several ranges, which a server may
     ignore. Raises: UnsatisfiableRangeError if the range begins beyond the end or is an empty suffix.
     """
-    match = _ONE_RANGE.match(header.replace(" ", ""))
+    match = _ONE_RANGE.match(header.replace(" ", "").lower())
     if match is None or match.group(1, 2) == ("", ""):
         return None
     first, last = match.group(1, 2)

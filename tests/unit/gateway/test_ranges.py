@@ -18,6 +18,7 @@ from fourfold.gateway.ranges import UnsatisfiableRangeError, parse_range
         ("bytes=-1", (99, 100)),
         ("bytes=-1000", (0, 100)),
         ("bytes = 5 - 6", (5, 7)),
+        ("BYTES=5-6", (5, 7)),
         ("bytes=0-1,5-6", None),
         ("bytes=-", None),
         ("bytes=9-3", None),
