@@ -1,7 +1,7 @@
 """Compile functions in a thread of its own, one after another; until a function is there, its caller runs eagerly.
 
 A compilation that fails leaves everything eager, for good, and is told once. Compiled kernels are kept on disk by torch
-itself (``TORCHINDUCTOR_CACHE_DIR``), so that a later process compiles in seconds what an earlier one did.
+itself (``TORCHINDUCTOR_CACHE_DIR``), so that a later process need not make again what an earlier one did.
 
 torch compiles anew where a call is not what kernels were made for: another size than it assumed, or another state of
 the process, such as the default number type while another thread loads a model. By itself it would do so in the calling
