@@ -21,9 +21,9 @@ from fourfold.errors import (
     EngineCrashedError,
     FourfoldError,
     ModelUnavailableError,
-    NetworkError,
     NoCapacityError,
     NoOrchestratorError,
+    QueueFullError,
     UnknownModelError,
     UnreachableError,
 )
@@ -243,7 +243,7 @@ class Dispatcher:
             if not ranked and isinstance(attempts.last_error, ModelUnavailableError):
                 raise attempts.last_error  # the last one took it back: its files are wrong, and will be for a while
             if offer is None or self._line.is_behind(model_id, task.number):
-                await self._wait_for_room(task, is_offered=bool(ranked))
+                await self._pause(task, is_offered=bool(ranked))
                 continue
             try:
                 outcome = await self._attempt(task, offer)
@@ -257,12 +257,13 @@ class Dispatcher:
                 self._metrics.count_error(exc)
             task.open_job.to(JobState.QUEUED)
 
-    async def _wait_for_room(self, task: _Task, *, is_offered: bool) -> None:
-        """Pause, in line with the others that wait for the model. Raises: why it cannot be had, after all pauses."""
+    async def _pause(self, task: _Task, *, is_offered: bool) -> None:
+        """Wait a while; for room, in line with the others. Raises: why the model cannot be had, after all pauses."""
         attempts, model_id = task.attempts, task.model_id
-        is_broken = not is_offered or isinstance(attempts.last_error, NetworkError)
+        # What else stops a job does not stop those behind it.
+        lacks_room = is_offered and isinstance(attempts.last_error, NoCapacityError | QueueFullError | None)
         pause_s = attempts.next_pause_s(
-            limit_s=self._settings.capacity_wait_s, longest_s=LONGEST_PAUSE_S if is_broken else BUSY_PAUSE_S
+            limit_s=self._settings.capacity_wait_s, longest_s=BUSY_PAUSE_S if lacks_room else LONGEST_PAUSE_S
         )
         if pause_s is None:
             if is_offered and attempts.last_error is None:
@@ -270,7 +271,10 @@ class Dispatcher:
             raise attempts.last_error or NoOrchestratorError(f"nobody offers {model_id!r} any more")
         if not is_offered:
             self._discovery.look_again()
-        attempts.waited_s -= await self._line.stand(model_id, task.number, pause_s=pause_s)
+        if lacks_room:
+            attempts.waited_s -= await self._line.stand(model_id, task.number, pause_s=pause_s)
+        else:
+            await self._clock.sleep(pause_s)
 
     async def _attempt(self, task: _Task, offer: Offer) -> _Outcome:
         """Have the work done at *offer* and check what comes back."""

@@ -362,6 +362,33 @@ async def test_who_waits_is_served_in_the_order_of_arrival(image: Path) -> None:
     assert network.served == list(range(8))
 
 
+@dataclass
+class OneIsCursed(Network):
+    """Fails one job whenever it comes, and makes the others."""
+
+    served: list[int | None] = field(default_factory=list)
+
+    async def submit(self, order: WorkOrder, offer: Offer, token: str, target: Path) -> Answer:
+        if order.fields.seed == 0:
+            raise WorkerFailedError("broken")
+        self.served.append(order.fields.seed)
+        return await super().submit(order, offer, token, target)
+
+
+async def test_a_job_that_fails_again_and_again_holds_up_nobody(image: Path) -> None:
+    """It does not wait for room, so it stands in nobody's way."""
+    network = OneIsCursed([offer("a")])
+    bench = Bench(network)
+    cursed = asyncio.create_task(bench.run(image, replace(FIELDS, seed=0)))
+    while not bench.clock.sleeps:  # until it pauses
+        await asyncio.sleep(0)
+    done = await asyncio.gather(*(bench.run(image, replace(FIELDS, seed=number)) for number in range(1, 4)))
+
+    assert not cursed.done()
+    assert (network.served, [each.error for each in done]) == ([1, 2, 3], [None] * 3)
+    assert isinstance((await cursed).error, WorkerFailedError)
+
+
 async def test_a_newcomer_that_never_got_to_ask_is_told_why(image: Path) -> None:
     """There are offers; what is lacking is room."""
     bench = Bench(Network([offer("a")], {"a": [NoCapacityError("full")] * 99}), capacity_wait_s=3.0)
