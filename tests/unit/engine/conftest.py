@@ -1,7 +1,9 @@
-"""Tiny networks in ncnn's format, and the plainest possible way to compute them."""
+"""Tiny networks in ncnn's format, the plainest possible way to compute them, and a compiler that waits."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,3 +156,18 @@ def rrdb_files() -> tuple[bytes, bytes]:
 def compute() -> Callable[[Sequence[Layer], Array], Array]:
     """The independent way to compute a network."""
     return _compute
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Hold every compilation until this is called."""
+    from fourfold.engine.compiling import Compiler  # needs torch, which not every engine does
+
+    opened, original = threading.Event(), Compiler._compile
+
+    def held(self: Compiler[Any], *inputs: Any) -> Any:
+        opened.wait()
+        return original(self, *inputs)
+
+    monkeypatch.setattr(Compiler, "_compile", held)
+    return opened.set

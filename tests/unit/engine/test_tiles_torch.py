@@ -6,7 +6,6 @@ sizes by one compilation.
 """
 
 import gc
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,19 +126,6 @@ def run(engine: TorchTilesEngine, image: Any, job_id: str = "a") -> tuple[Any, d
 def settled(engine: TorchTilesEngine) -> TorchTilesEngine:
     engine._kernels.settle()
     return engine
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Hold every compilation until this is called."""
-    opened, original = threading.Event(), Compiler._compile
-
-    def held(self: Compiler[Any], *inputs: Any) -> Any:
-        opened.wait()
-        return original(self, *inputs)
-
-    monkeypatch.setattr(Compiler, "_compile", held)
-    return opened.set
 
 
 def test_a_job_has_one_kind_of_kernels_from_its_first_tile_to_its_last(gate: Callable[[], None]) -> None:

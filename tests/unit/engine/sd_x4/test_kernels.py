@@ -4,7 +4,6 @@
 only traces. With ``inductor`` on a CPU the answers were within 1.4e-6 of their size.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ import torch
 
 from fourfold.engine import registry, sd_x4_kernels
 from fourfold.engine.base import EngineEvent, JobDone, Remark
-from fourfold.engine.compiling import Compiler, nobody_compiles
+from fourfold.engine.compiling import nobody_compiles
 from fourfold.engine.sd_x4 import StableDiffusionX4Engine
 from fourfold.engine.settings import EngineSettings
 from fourfold.testing.sd_x4_stock import job, notes, picture, pixels, run
@@ -39,19 +38,6 @@ def compiling(folder: Path, *, rows: tuple[int, ...] = (1,), compiler: str = "ao
 
 def remarks(events: list[EngineEvent]) -> list[str]:
     return [event.name for event in events if isinstance(event, Remark)]
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Hold every compilation until this is called."""
-    opened, original = threading.Event(), Compiler._compile
-
-    def held(self: Compiler[Any], *inputs: Any) -> Any:
-        opened.wait()
-        return original(self, *inputs)
-
-    monkeypatch.setattr(Compiler, "_compile", held)
-    return opened.set
 
 
 @pytest.mark.slow
