@@ -48,14 +48,15 @@ def error_from_runner(status: int, body: bytes) -> FourfoldError:
     Its 400 also covers every exception of its pipeline, and nothing tells the two apart; as the network does, it is
     taken for the client's. A plain-text 500 is an exception that the runner did not expect.
     """
-    text, fields = _runner_text(body)
+    message, field = _runner_words(body)
+    text = _with_field(message, field)
     lowered = text.lower()
     if status == 400:
         # "pipeline configured with X but called with Y.": the operator mixed up the models, not the client.
         configured_otherwise = "pipeline configured with" in lowered
         return ModelUnavailableError(text) if configured_otherwise else InvalidParameterError(text)
     if status == 422:
-        return ValidationError(text, field=fields)
+        return ValidationError(message, field=field)
     if status in (429, 503):
         return NoCapacityError(f"the worker is busy: {text}")
     if "out of memory" in lowered:
@@ -76,7 +77,7 @@ def error_from_orchestrator(status: int, text: str) -> FourfoldError:
         return InvalidParameterError(reason.lstrip(": ") or text)
     _, is_refusal, reason = text.partition("returned 422")
     if is_refusal:
-        return InvalidParameterError(_runner_text(reason.lstrip(": ").encode())[0])
+        return InvalidParameterError(_with_field(*_runner_words(reason.lstrip(": ").encode())))
     if "ticketparams expired" in lowered or "invalid ticket sendernonce" in lowered:
         return InvalidPaymentError(text)
     if status == 403:
@@ -134,8 +135,12 @@ def images_from_runner(body: bytes) -> list[dict[str, Any]]:
     return images
 
 
-def _runner_text(body: bytes) -> tuple[str, str]:
-    """Return the message in a runner's error body and the field it names, "" where it names none."""
+def _with_field(message: str, field: str) -> str:
+    return f"{field}: {message}" if field else message
+
+
+def _runner_words(body: bytes) -> tuple[str, str]:
+    """Return the message in a runner's error body, and the field that it is about, "" where it names none."""
     try:
         detail = json.loads(body)["detail"]
         if isinstance(detail, dict):
@@ -144,6 +149,6 @@ def _runner_text(body: bytes) -> tuple[str, str]:
             return detail[:_EXCERPT_CHARS], ""
         first = detail[0]
         field = ".".join(str(part) for part in first["loc"] if part != "body")
-        return f"{field}: {first['msg']}"[:_EXCERPT_CHARS], field
+        return str(first["msg"])[:_EXCERPT_CHARS], field[:_EXCERPT_CHARS]
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return body.decode("utf-8", "replace").strip()[:_EXCERPT_CHARS] or "an empty answer", ""

@@ -198,7 +198,7 @@ async def test_health_and_metrics(start, our_worker):
         health = await running.client.get(running.url + "/healthz")
         metrics = (await running.client.get(running.url + "/metrics")).text
 
-        assert (health.status_code, health.json()) == (200, {"status": "OK", "accepting": True})
+        assert (health.status_code, health.json()) == (200, {"status": "OK", "accepting": True, "withdrawn": []})
         assert f'fourfold_jobs_total{{model_id="{MODEL}",outcome="succeeded",role="orchestrator"}} 1.0' in metrics
         assert f'fourfold_jobs_total{{model_id="{MODEL}",outcome="refused",role="orchestrator"}} 1.0' in metrics
         assert 'fourfold_errors_total{blame="gateway",code="invalid_credentials",role="orchestrator"} 1.0' in metrics
