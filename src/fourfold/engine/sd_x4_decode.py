@@ -5,9 +5,9 @@ first, convolutions see their neighbours' rows, sums are made in place. The atte
 would be 256 GiB for a picture of 512 x 512, is made for some queries at a time. Nothing is approximated; only the order
 of additions differs from diffusers ``AutoencoderKL.decode``.
 
-float16 ends at 65,504; this decoder "seems to break" there, its authors say. Every map is normalised before it is used, so a map
-that is smaller by a power of two gives the same picture, bit by bit: in float16 all maps are kept `FLOAT16_GAIN` times
-as large as diffusers'.
+float16 ends at 65,504; this decoder "seems to break" there, its authors say. Every map is normalised before it is used,
+so a map that is smaller by a power of two gives the same picture, but for the last bits of tiny numbers: in float16 all
+maps are kept `FLOAT16_GAIN` times as large as diffusers'.
 """
 
 import math
